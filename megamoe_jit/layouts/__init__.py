@@ -1,0 +1,1 @@
+"""Where elements lie in memory: integers and permutations only; no kernel, no rounding."""
