@@ -1,0 +1,1 @@
+"""Number formats: codes and values, scale factors, quantising and dequantising. No layouts, no device code."""
