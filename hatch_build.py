@@ -7,7 +7,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class TemplatesHook(BuildHookInterface):  # type: ignore[type-arg, misc]
+class TemplatesHook(BuildHookInterface):
     """Maps templates/ to megamoe_jit/templates.
 
     Hatchling's own `force-include` would copy the files into editable installs too, where the copy would go stale.
