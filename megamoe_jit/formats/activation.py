@@ -30,13 +30,15 @@ class ActivationSpec:
     clamp: float | None = None
 
     def __post_init__(self) -> None:
+        """Refuse values without a meaning, with ArgumentError."""
         if self.kind not in get_args(ActivationKind):
             raise ArgumentError(
                 f"activation={self.kind!r} is unknown. Use one of {', '.join(get_args(ActivationKind))}."
             )
         if not math.isfinite(self.alpha) or not math.isfinite(self.up_bias):
             raise ArgumentError(
-                f"activation alpha={self.alpha} and up_bias={self.up_bias} must both be finite. Pass ordinary numbers (1.0 and 0.0 by default)."
+                f"activation alpha={self.alpha} and up_bias={self.up_bias} must both be finite. "
+                "Pass ordinary numbers (1.0 and 0.0 by default)."
             )
         if self.clamp is not None and not (self.clamp >= 0 and math.isfinite(self.clamp)):
             raise ArgumentError(f"activation_clamp={self.clamp} must be a finite number >= 0. Pass None for no clamp.")

@@ -9,9 +9,10 @@
 | FP8_BLOCK | E4M3 | float32, one for 128 values | none |
 
 Blocks are counted along the last dimension K from 0; a last block may be short, and counts as padded with zeros.
-All arithmetic is float32 (float64 input is rounded to float32 first), division and products each rounded to nearest even, so that a
-kernel that follows the docstrings gets the same bits. In the error bounds S is the scale of the element, `sf * global_scale`, and x
-the element; rounding of S itself and of x / S in float32 adds at most a factor 1 + 2^-18. A NaN makes its block NaN.
+All arithmetic is float32 (float64 input is rounded to float32 first), division and products each rounded to nearest
+even, so that a kernel that follows the docstrings gets the same bits. In the error bounds S is the scale of the
+element, `sf * global_scale`, and x the element; rounding in float32 adds at most a factor 1 + 2^-18. A NaN makes its
+block NaN.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class QuantizedTensor:
 
     Attributes:
         codes: uint8 [..., K/2] packed (FP4 formats) or float8_e4m3fn [..., K].
-        sf: float8_e4m3fn [..., ceil(K/16)], float8_e8m0fnu [..., ceil(K/32)], float32 [..., ceil(K/128)] or float32 [...].
+        sf: float8_e4m3fn [..., ceil(K/16)], float8_e8m0fnu [..., ceil(K/32)], float32 [..., ceil(K/128)] or [...].
         format: the QuantFormat.
         global_scale: float32 multiplier whose shape is a leading part of [...] (scalar: (), per expert: (E,)), or None.
     """
@@ -115,7 +116,7 @@ class QuantizedTensor:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the values [..., K]: exact in float64; in float32 only the product with a global scale rounds, once.
 
-        The block scale is applied before the global scale, since code x block scale is exact (6 significant bits, 4 + 24 for FP8).
+        The block scale is applied before the global scale, since code x block scale is exact (6 significant bits).
         """
         values = decode_fp4(self.codes, dtype) if self.format.is_fp4 else decode_e4m3(self.codes, dtype)
         if self.global_scale is None:
@@ -130,7 +131,7 @@ def expand_sf(sf: Tensor, k: int, gran_k: int) -> Tensor:
 
 
 def _over_leading(scale: Tensor, ndim: int) -> Tensor:
-    """Append dimensions of size 1, so that a scale of leading dimensions broadcasts over a tensor of `ndim` dimensions."""
+    """Append dimensions of size 1: a scale of leading dimensions then broadcasts over `ndim` dimensions."""
     return scale.reshape(*scale.shape, *(1,) * (ndim - scale.ndim))
 
 
@@ -138,7 +139,7 @@ def _blocks(x: Tensor, gran_k: int) -> Tensor:
     """Return float32 x as [..., ceil(K/gran_k), gran_k], zero-padded."""
     pad = -x.shape[-1] % gran_k
     padded = F.pad(x, (0, pad)) if pad else x
-    return padded.unflatten(-1, (padded.shape[-1] // gran_k, gran_k))
+    return padded.reshape(*padded.shape[:-1], padded.shape[-1] // gran_k, gran_k)
 
 
 def _unblock(blocks: Tensor, k: int) -> Tensor:
@@ -154,8 +155,8 @@ def _amax(x: Tensor, dim: int | tuple[int, ...] | None = -1) -> Tensor:
 def _input(x: Tensor, *, packed: bool) -> Tensor:
     if x.ndim == 0 or (packed and x.shape[-1] % 2):
         raise ArgumentError(
-            f"x has shape {list(x.shape)}, but [..., K]{' with an even K (two codes share a byte)' if packed else ''} is needed. "
-            "Add a dimension, or pad K with zeros."
+            f"x has shape {list(x.shape)}, but [..., K]{' with an even K' if packed else ''} is needed"
+            f"{' (two codes share a byte)' if packed else ''}. Add a dimension, or pad K with zeros."
         )
     return x.to(torch.float32) if x.dtype == torch.float64 else float32_for_rounding(x)
 
@@ -165,13 +166,14 @@ def quantize_to_nvfp4(
 ) -> QuantizedTensor:
     """Quantise x [..., K] to NVFP4.
 
-    `global_scale` "tensor" is max(amax(x), min_amax) / 2688, "token" the same for each row; a number or a float32 tensor whose
-    shape is a leading part of x's is taken as it is. Per 16 values `sf = ue4m3(max(amax / (6 * global_scale), 2^-9))`, then
+    `global_scale` "tensor" is max(amax(x), min_amax) / 2688, "token" the same for each row; a number or a float32
+    tensor whose shape is a leading part of x's is taken as it is. Per 16 values
+    `sf = ue4m3(max(amax / (6 * global_scale), 2^-9))`, then
     `codes = e2m1(x / (sf * global_scale))`, all rounded to nearest even, codes saturating.
 
-    Error: |dequantised - x| <= max(|x| / 5, S / 4, 6 * 2^-10 * global_scale); the last term is felt only in blocks 2^-15 below the
-    largest value, whose sf is subnormal. For blocks above those S <= (17/16) amax / 6. A given global_scale adds |x| - 2688 global_scale
-    where that is positive (saturation).
+    Error: |dequantised - x| <= max(|x| / 5, S / 4, 6 * 2^-10 * global_scale); the last term is felt only in blocks
+    whose sf is subnormal (amax below 6 * 2^-6 * global_scale), in others S <= (17/16) amax / 6. With a given
+    global_scale, |x| - 2688 * global_scale is added where that is positive (saturation).
     Source: NVIDIA ModelOpt's NVFP4; deepseek-ai/DeepGEMM #409 (floor of 2^-9).
     """
     x32 = _input(x, packed=True)
@@ -179,8 +181,8 @@ def quantize_to_nvfp4(
         scale = global_scale.to(device=x.device, dtype=torch.float32)
         if scale.ndim >= x.ndim or scale.shape != x.shape[: scale.ndim]:
             raise ArgumentError(
-                f"global_scale has shape {list(scale.shape)}, but a leading part of {list(x.shape[:-1])} is needed for x {list(x.shape)}. "
-                "Pass a scalar, one scale for each leading index, or 'tensor' or 'token'."
+                f"global_scale has shape {list(scale.shape)}, but a leading part of {list(x.shape[:-1])} is needed for "
+                f"x {list(x.shape)}. Pass a scalar, one scale for each leading index, or 'tensor' or 'token'."
             )
     elif isinstance(global_scale, float | int):
         scale = torch.tensor(float(global_scale), dtype=torch.float32, device=x.device)
@@ -204,7 +206,7 @@ def _to_nvfp4(x32: Tensor, global_scale: Tensor) -> QuantizedTensor:
 
 
 def quantize_weight_to_nvfp4(w: Tensor) -> QuantizedTensor:
-    """Quantise weights [..., N, K] to NVFP4 with one global scale for each leading index (each expert), as exporters do.
+    """Quantise weights [..., N, K] to NVFP4 with one global scale for each leading index (expert), as exporters do.
 
     The global scale is max(amax(w[e]), 1e-10) / 2688; the rest and the error bound are those of `quantize_to_nvfp4`.
     """
@@ -227,11 +229,12 @@ def _mx_scale(blocks: Tensor, element_max: float, rounding: Literal["ceil", "flo
 def quantize_to_mxfp4(
     x: Tensor, *, rounding: Literal["ceil", "floor"] = "ceil", min_amax: float = MIN_AMAX
 ) -> QuantizedTensor:
-    """Quantise x [..., K] to MXFP4: per 32 values a power of two and E2M1 codes of x over it, to nearest even, saturating.
+    """Quantise x [..., K] to MXFP4: per 32 values a power of two, and E2M1 codes of x over it, saturating.
 
     `ceil`: `sf = 2^ceil(log2(max(amax, min_amax) / 6))`; |dequantised - x| <= max(|x| / 5, S / 4) with S < amax / 3.
-    `floor`: `sf = 2^(floor(log2(max(amax, min_amax))) - 2)`; |dequantised - x| <= max(|x| / 4, S / 4) with S <= amax / 4 (values
-    between 6 S and 8 S saturate). Sources: OCP Microscaling Formats 1.0 (`floor`); DeepGEMM's UE8M0 scales (`ceil`).
+    `floor`: `sf = 2^(floor(log2(max(amax, min_amax))) - 2)`; |dequantised - x| <= max(|x| / 4, S / 4) with
+    S <= amax / 4 (values between 6 S and 8 S saturate). Sources: OCP Microscaling Formats 1.0 (`floor`),
+    DeepGEMM's UE8M0 scales (`ceil`).
     """
     x32 = _input(x, packed=True)
     blocks = _blocks(x32, MX_GRAN_K)
@@ -243,11 +246,12 @@ def quantize_to_mxfp4(
 def quantize_to_mxfp8(
     x: Tensor, *, rounding: Literal["ceil", "floor"] = "ceil", min_amax: float = MIN_AMAX
 ) -> QuantizedTensor:
-    """Quantise x [..., K] to MXFP8: per 32 values a power of two and E4M3 codes of x over it, to nearest even, saturating.
+    """Quantise x [..., K] to MXFP8: per 32 values a power of two, and E4M3 codes of x over it, saturating.
 
-    `ceil`: `sf = 2^ceil(log2(max(amax, min_amax) / 448))`; |dequantised - x| <= max(|x| / 17, S * 2^-10) with S < amax / 224.
-    `floor`: `sf = 2^(floor(log2(max(amax, min_amax))) - 8)`; |dequantised - x| <= max(|x| / 8, S * 2^-10) (values between 448 S
-    and 512 S saturate). Sources as for `quantize_to_mxfp4`.
+    `ceil`: `sf = 2^ceil(log2(max(amax, min_amax) / 448))`; |dequantised - x| <= max(|x| / 17, S * 2^-10) with
+    S < amax / 224.
+    `floor`: `sf = 2^(floor(log2(max(amax, min_amax))) - 8)`; |dequantised - x| <= max(|x| / 8, S * 2^-10) (values
+    between 448 S and 512 S saturate). Sources as for `quantize_to_mxfp4`.
     """
     x32 = _input(x, packed=False)
     blocks = _blocks(x32, MX_GRAN_K)
@@ -259,10 +263,10 @@ def quantize_to_mxfp8(
 
 
 def quantize_to_fp8(x: Tensor, *, gran_k: int | None = None, min_amax: float = MIN_AMAX) -> QuantizedTensor:
-    """Quantise x [..., K] to E4M3 with a float32 scale for each row (gran_k None) or each 128 values of it (gran_k 128).
+    """Quantise x [..., K] to E4M3 with a float32 scale for each row (gran_k None) or each 128 values of it.
 
-    `s = max(amax, min_amax) / 448`, then `codes = e4m3(x * (1 / s))`: quotient, reciprocal and product are each rounded to float32,
-    as the staging kernel and the L1 epilogue of sm_90a do.
+    `s = max(amax, min_amax) / 448`, then `codes = e4m3(x * (1 / s))`: quotient, reciprocal and product are each rounded
+    to float32, as the staging kernel and the L1 epilogue of sm_90a do.
     Error: |dequantised - x| <= max(|x| / 17, s * 2^-10).
     """
     if gran_k not in (None, FP8_GRAN_K):

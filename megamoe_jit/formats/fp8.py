@@ -1,7 +1,7 @@
 """8-bit encodings: E4M3 and E5M2 elements, UE4M3 and UE8M0 scale factors.
 
-All encoders round once, to nearest with ties to even (UE8M0: as asked), and return a torch float8 tensor; `.view(torch.uint8)`
-gives the bits. All decoders take that tensor or its bytes (uint8, int8) and are exact.
+All encoders round once, to nearest with ties to even (UE8M0: as asked), and return a torch float8 tensor;
+`.view(torch.uint8)` gives the bits. All decoders take that tensor or its bytes (uint8, int8) and are exact.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def as_e8m0(codes: Tensor) -> Tensor:
 def encode_e4m3(values: Tensor, *, satfinite: bool = True) -> Tensor:
     """Return `values` as torch.float8_e4m3fn, to nearest with ties to even; float64 is rounded once.
 
-    With `satfinite` (`cvt.rn.satfinite.e4m3x2.f32`) magnitudes above 448 and infinities become 448 with their sign, else NaN
-    (a tie at 464 still rounds to 448). NaN becomes 0x7F whatever its sign, the PTX ISA's canonical NaN (ml_dtypes keeps the sign).
-    Results that round to zero keep their sign.
+    With `satfinite` (`cvt.rn.satfinite.e4m3x2.f32`) magnitudes above 448 and infinities become 448 with their sign,
+    else NaN (a tie at 464 still rounds to 448). NaN becomes 0x7F whatever its sign, the PTX ISA's canonical NaN
+    (ml_dtypes keeps the sign). Results that round to zero keep their sign.
     """
     exact = float32_for_rounding(values)
     is_nan = torch.isnan(exact) if satfinite else ~(exact.abs() <= _E4M3_OVERFLOW)
@@ -72,7 +72,8 @@ def decode_e4m3(codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 def encode_ue4m3(values: Tensor) -> Tensor:
     """Return `values` as UE4M3 scale factors (torch.float8_e4m3fn whose top bit is 0), saturating at 448.
 
-    Negative values have no code and become 0; NaN becomes 0x7F. PTX has no conversion of this name: kernels convert magnitudes to E4M3.
+    Negative values have no code and become 0; NaN becomes 0x7F. PTX has no conversion of this name: kernels convert
+    magnitudes to E4M3.
     """
     return encode_e4m3(values.clamp(min=0)).view(torch.uint8).bitwise_and(0x7F).view(torch.float8_e4m3fn)
 
@@ -85,8 +86,8 @@ def decode_ue4m3(codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 def encode_e5m2(values: Tensor, *, satfinite: bool = True) -> Tensor:
     """Return `values` as torch.float8_e5m2, to nearest with ties to even; float64 is rounded once.
 
-    With `satfinite` (`cvt.rn.satfinite.e5m2x2.f32`) too large values and infinities become 57344 with their sign, else infinity.
-    NaN becomes 0x7F whatever its sign (ml_dtypes uses 0x7E and keeps the sign).
+    With `satfinite` (`cvt.rn.satfinite.e5m2x2.f32`) too large values and infinities become 57344 with their sign, else
+    infinity. NaN becomes 0x7F whatever its sign (ml_dtypes uses 0x7E and keeps the sign).
     """
     exact = float32_for_rounding(values)
     bounded = exact.clamp(-E5M2_MAX, E5M2_MAX) if satfinite else exact
@@ -102,9 +103,9 @@ def decode_e5m2(codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 def encode_ue8m0(values: Tensor, rounding: Ue8m0Rounding = "rp") -> Tensor:
     """Return powers of two for the magnitudes of `values` as torch.float8_e8m0fnu.
 
-    `rp` takes the next power of two at or above, `rz` at or below, `rn` the nearest (1.5 * 2^e goes up). Zero and all up to 2^-127
-    become 0x00 = 2^-127 (`rn`, `rp`, `rz`); infinity and overflow become 0xFE = 2^127 (`.satfinite`); NaN becomes 0xFF; the sign is
-    dropped. float64 is rounded once. Source: PTX ISA, cvt to ue8m0x2 (which has `rp` and `rz`).
+    `rp` takes the next power of two at or above, `rz` at or below, `rn` the nearest (1.5 * 2^e goes up). Zero and all
+    up to 2^-127 become 0x00 = 2^-127; infinity and overflow become 0xFE = 2^127 (`.satfinite`); NaN becomes 0xFF; the
+    sign is dropped. float64 is rounded once. Source: PTX ISA, cvt to ue8m0x2 (which has `rp` and `rz`).
     """
     if rounding not in ("rp", "rz", "rn"):
         raise ArgumentError(f"rounding={rounding!r} is unknown. Use rp (up), rz (down) or rn (nearest).")
@@ -125,7 +126,7 @@ def encode_ue8m0(values: Tensor, rounding: Ue8m0Rounding = "rp") -> Tensor:
 
 
 def decode_ue8m0(codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return 2^(code - 127) for UE8M0 codes: 0x00 is 2^-127 (a float32 subnormal), 0xFF is NaN. Exact in float32 and float64."""
+    """Return 2^(code - 127) for UE8M0 codes: 0x00 is 2^-127 (a float32 subnormal), 0xFF is NaN."""
     code = as_e8m0(codes).view(torch.uint8).to(torch.int32)
     bits = (code << 23).masked_fill(code == 0, 1 << 22).masked_fill(code == UE8M0_NAN, 0x7FC00000)
     return bits.view(torch.float32).to(dtype)

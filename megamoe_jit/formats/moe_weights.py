@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,8 +30,8 @@ _NAN_SF = {"nvfp4": 0x7F, "mxfp4": 0xFF}
 class MoeWeights:
     """FP4 weights of the experts of one layer (those of one rank), contiguous and row-major.
 
-    A weight is `e2m1(code) * sf * alpha`. L1 rows are gate [0, I) then up [I, 2I); without a gate (relu2) there are I rows. H and I
-    are multiples of the block (16 for NVFP4, 32 for MXFP4).
+    A weight is `e2m1(code) * sf * alpha`. L1 rows are gate [0, I) then up [I, 2I); without a gate (relu2) there are I
+    rows. H and I are multiples of the block (16 for NVFP4, 32 for MXFP4).
 
     Attributes:
         l1_codes: uint8 [E, 2I, H/2] ([E, I, H/2] without a gate), two codes a byte, even K in the low nibble.
@@ -44,8 +44,9 @@ class MoeWeights:
         l2_bias: float32 [E, H] added after alpha and before the top-k weight, or None.
         checkpoint: "nvfp4" or "mxfp4".
 
-    Raises ArgumentError, at construction, for wrong dtypes, shapes, strides and devices, for block scales that are negative or NaN,
-    and for alphas and biases that are not finite. (The last checks read the tensors: on a GPU they wait for it.)
+    Raises ArgumentError, at construction, for wrong dtypes, shapes, strides and devices, for block scales that are
+    negative or NaN, and for alphas and biases that are not finite. (The last checks read the tensors: on a GPU they
+    wait for it.)
     """
 
     l1_codes: Tensor
@@ -59,6 +60,7 @@ class MoeWeights:
     checkpoint: Checkpoint = "nvfp4"
 
     def __post_init__(self) -> None:
+        """Validate."""
         self.validate()
 
     @property
@@ -111,21 +113,24 @@ class MoeWeights:
         hidden, intermediate, gran_k = 2 * half_hidden, self.intermediate, self.gran_k
         if num_experts < 1 or hidden < 1 or intermediate < 1:
             raise ArgumentError(
-                f"l1_codes {list(self.l1_codes.shape)} and l2_codes {list(self.l2_codes.shape)} are empty. Give at least one expert."
+                f"l1_codes {list(self.l1_codes.shape)} and l2_codes {list(self.l2_codes.shape)} are empty, but at "
+                "least one expert with rows is needed. Check how the layer was sliced."
             )
         for name, size in (("hidden", hidden), ("intermediate", intermediate)):
             if size % gran_k:
                 raise ArgumentError(
-                    f"{name}={size} is no multiple of {gran_k}, the block of {self.checkpoint} scale factors. Pad it with zero codes."
+                    f"{name}={size} is no multiple of {gran_k}, the block of {self.checkpoint} scale factors. "
+                    "Pad it with zero codes."
                 )
         if l1_rows not in (intermediate, 2 * intermediate):
             raise ArgumentError(
-                f"l1_codes has {l1_rows} rows, but l2_codes {list(self.l2_codes.shape)} says intermediate={intermediate}: 2 * {intermediate} "
-                f"rows (gate, up) or {intermediate} rows (no gate) are needed. Check that L1 and L2 are of the same layer."
+                f"l1_codes has {l1_rows} rows, but l2_codes {list(self.l2_codes.shape)} says "
+                f"intermediate={intermediate}: {2 * intermediate} rows (gate, up) or {intermediate} rows (no gate) are "
+                "needed. Check that L1 and L2 are of the same layer."
             )
         sf_dtype = torch.float8_e4m3fn if self.checkpoint == "nvfp4" else torch.float8_e8m0fnu
         num_alphas = l1_rows // intermediate
-        fields: list[tuple[str, torch.dtype, tuple[int, ...]]] = [
+        expected: list[tuple[str, torch.dtype, tuple[int, ...]]] = [
             ("l1_codes", torch.uint8, (num_experts, l1_rows, hidden // 2)),
             ("l1_sf", sf_dtype, (num_experts, l1_rows, hidden // gran_k)),
             ("l1_alphas", torch.float32, (num_experts, num_alphas)),
@@ -135,22 +140,25 @@ class MoeWeights:
             ("l1_bias", torch.float32, (num_experts, l1_rows)),
             ("l2_bias", torch.float32, (num_experts, hidden)),
         ]
-        for name, dtype, shape in fields:
+        for name, dtype, shape in expected:
             tensor = getattr(self, name)
             if tensor is None and name.endswith("bias"):
                 continue
             if tensor.dtype != dtype or tuple(tensor.shape) != shape:
                 raise ArgumentError(
-                    f"{name} is {tensor.dtype} {list(tensor.shape)}, but {dtype} {list(shape)} is needed for a {self.checkpoint} layer with "
-                    f"{num_experts} experts, hidden={hidden}, intermediate={intermediate}. MoeWeights.from_checkpoint(...) converts dtypes."
+                    f"{name} is {tensor.dtype} {list(tensor.shape)}, but {dtype} {list(shape)} is needed for a "
+                    f"{self.checkpoint} layer with {num_experts} experts, hidden={hidden}, intermediate={intermediate}"
+                    ". MoeWeights.from_checkpoint(...) converts dtypes."
                 )
             if not tensor.is_contiguous():
                 raise ArgumentError(
-                    f"{name} {list(shape)} has strides {list(tensor.stride())}, but a contiguous tensor is needed. Call .contiguous() on it."
+                    f"{name} {list(shape)} has strides {list(tensor.stride())}, but a contiguous tensor is needed"
+                    ". Call .contiguous() on it."
                 )
             if tensor.device != self.device:
                 raise ArgumentError(
-                    f"{name} is on {tensor.device}, but l1_codes is on {self.device}: all weights of a layer must share a device. Move it there."
+                    f"{name} is on {tensor.device}, but l1_codes is on {self.device}, and the weights of a layer must "
+                    "share a device. Move it there."
                 )
         for name in ("l1_sf", "l2_sf"):
             self._check_sf(name, getattr(self, name))
@@ -158,8 +166,8 @@ class MoeWeights:
             tensor = getattr(self, name)
             if tensor is not None and not bool(torch.isfinite(tensor).all()):
                 raise ArgumentError(
-                    f"{name} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite, but kernels need finite ones. "
-                    "Look for a divisor read as a multiplier, or a damaged checkpoint."
+                    f"{name} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite, but kernels need "
+                    "finite ones. Look for a divisor read as a multiplier, or a damaged checkpoint."
                 )
 
     def _check_sf(self, name: str, sf: Tensor) -> None:
@@ -191,7 +199,8 @@ class MoeWeights:
     ) -> MoeWeights:
         """Quantise float weights l1 [E, 2I, H] ([E, I, H] when not gated) and l2 [E, H, I].
 
-        NVFP4: gate, up and down of each expert get a global scale of their own (`quantize_weight_to_nvfp4`); MXFP4: `quantize_to_mxfp4`.
+        NVFP4: gate, up and down of each expert get a global scale of their own (`quantize_weight_to_nvfp4`).
+        MXFP4: `quantize_to_mxfp4`. Rounding and error bounds are theirs.
         """
         if l1.ndim != 3 or l2.ndim != 3 or l1.shape[0] != l2.shape[0] or l1.shape[2] != l2.shape[1]:
             raise ArgumentError(
@@ -201,12 +210,12 @@ class MoeWeights:
         num_parts = 2 if gated else 1
         if l1.shape[1] != num_parts * l2.shape[2]:
             raise ArgumentError(
-                f"l1 has {l1.shape[1]} rows, but {num_parts} * intermediate = {num_parts * l2.shape[2]} are needed with gated={gated}. "
-                "Check gated, and that L1 and L2 are of the same layer."
+                f"l1 has {l1.shape[1]} rows, but {num_parts} * intermediate = {num_parts * l2.shape[2]} are needed "
+                f"with gated={gated}. Check gated, and that L1 and L2 are of the same layer."
             )
         num_experts = l1.shape[0]
         if checkpoint == "nvfp4":
-            parts = quantize_weight_to_nvfp4(l1.unflatten(1, (num_parts, l2.shape[2])))
+            parts = quantize_weight_to_nvfp4(l1.reshape(num_experts, num_parts, l2.shape[2], l1.shape[2]))
             assert parts.global_scale is not None
             down = quantize_weight_to_nvfp4(l2)
             assert down.global_scale is not None
@@ -251,13 +260,14 @@ class MoeWeights:
 
         Args:
             l1_codes: packed codes as uint8, int8 or float4_e2m1fn_x2 [E, 2I, H/2], or gpt-oss blocks [E, 2I, H/32, 16].
-            l1_sf: block scales [E, 2I, H/16] (nvfp4: float8_e4m3fn or bytes) or [E, 2I, H/32] (mxfp4: float8_e8m0fnu or bytes).
+            l1_sf: block scales, float8_e4m3fn or bytes [E, 2I, H/16] (nvfp4), float8_e8m0fnu or bytes [E, 2I, H/32].
             l2_codes: as l1_codes, [E, H, I/2] or [E, H, I/32, 16].
             l2_sf: as l1_sf.
             checkpoint: "nvfp4" or "mxfp4".
             l1_global_scale: float [E, 2] (gate, up), [E] (one for both) or a scalar; nvfp4 needs it, mxfp4 has none.
             l2_global_scale: float [E] or a scalar.
-            global_scale_divides: True for compressed-tensors (`weight_global_scale`), False for ModelOpt (`weight_scale_2`).
+            global_scale_divides: True for compressed-tensors' `weight_global_scale`, False for ModelOpt's
+                `weight_scale_2`.
             row_order: "gate_up" for [gate(I), up(I)], "interleaved" for gpt-oss's gate, up, gate, up.
             l1_bias: float [E, 2I] in the same row order, or None.
             l2_bias: float [E, H], or None.
@@ -272,8 +282,9 @@ class MoeWeights:
             l1_sf = _deinterleave(l1_sf.view(torch.uint8)).view(l1_sf.dtype)
         if checkpoint == "nvfp4" and (l1_global_scale is None or l2_global_scale is None):
             raise ArgumentError(
-                "an nvfp4 checkpoint needs l1_global_scale and l2_global_scale (weight_scale_2 of ModelOpt, weight_global_scale of "
-                "compressed-tensors). Pass torch.ones(()) if the block scales are complete."
+                "an nvfp4 checkpoint needs l1_global_scale and l2_global_scale (weight_scale_2 of ModelOpt, "
+                "weight_global_scale of compressed-tensors), but one is None. Pass torch.ones(()) "
+                "if the block scales are complete."
             )
         num_experts = l1_codes.shape[0]
         num_alphas = max(1, l1_codes.shape[1] // max(1, 2 * l2_codes.shape[-1]))
@@ -304,8 +315,9 @@ class MoeWeights:
     ) -> MoeWeights:
         """Return random weights whose values have a standard deviation near K^-0.5, made without a float copy of them.
 
-        Codes follow a rounded normal distribution, block scales spread over a factor of 4 as in real checkpoints, and the alphas of
-        gate, up and down differ and are no powers of two, so that a mixed-up scale shows. The same seed gives the same weights on one device type.
+        Codes follow a rounded normal distribution, block scales spread over a factor of 4 as in real checkpoints, and
+        the alphas of gate, up and down differ and are no powers of two, so that a mixed-up scale shows. The same seed
+        gives the same weights on one device type.
         """
         generator = torch.Generator(device=device).manual_seed(seed)
         rows = (2 if gated else 1) * intermediate
@@ -315,8 +327,8 @@ class MoeWeights:
         def alphas(shape: tuple[int, ...], k: int) -> Tensor:
             if checkpoint == "mxfp4":
                 return torch.ones(shape, device=device)
-            jitter = torch.rand(shape, generator=generator, device=device) * 0.5 + 0.75
-            return jitter / (k**0.5 * _RANDOM_STD["nvfp4"])
+            jitter: Tensor = torch.rand(shape, generator=generator, device=device) * 0.5 + 0.75
+            return jitter / (math.sqrt(k) * _RANDOM_STD["nvfp4"])
 
         def biases(width: int) -> Tensor | None:
             return torch.randn(num_experts, width, generator=generator, device=device) * 0.1 if bias else None
@@ -345,16 +357,24 @@ class MoeWeights:
         return QuantizedTensor(codes=codes, sf=sf, format=QuantFormat(self.checkpoint))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Return the float weights (l1 [E, 2I, H], l2 [E, H, I]) with their alphas: exact in float64, one rounding in float32."""
+        """Return the float weights (l1 [E, 2I, H], l2 [E, H, I]) with their alphas; exact in float64."""
         l1 = self.l1().dequantize(dtype).mul_(self.l1_row_alphas.to(dtype).unsqueeze(-1))
         l2 = self.l2().dequantize(dtype).mul_(self.l2_alphas.to(dtype)[:, None, None])
         return l1, l2
 
     def to(self, device: torch.device | str) -> MoeWeights:
         """Return the weights on `device`; those already there are shared, not copied."""
-        tensors = {name: getattr(self, name) for name in self.__slots__ if name != "checkpoint"}
-        moved = {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
-        return MoeWeights(**moved, checkpoint=self.checkpoint)
+        return replace(
+            self,
+            l1_codes=self.l1_codes.to(device),
+            l1_sf=self.l1_sf.to(device),
+            l1_alphas=self.l1_alphas.to(device),
+            l2_codes=self.l2_codes.to(device),
+            l2_sf=self.l2_sf.to(device),
+            l2_alphas=self.l2_alphas.to(device),
+            l1_bias=None if self.l1_bias is None else self.l1_bias.to(device),
+            l2_bias=None if self.l2_bias is None else self.l2_bias.to(device),
+        )
 
 
 # Standard deviation of code x block scale in `_random_operand`, before the alphas of `random`.
@@ -366,7 +386,8 @@ def _random_operand(
 ) -> tuple[Tensor, Tensor]:
     num_experts, rows, k = shape
     device = generator.device
-    # 16 draws of the codes of a rounded normal variable with a deviation of 2: the share of each magnitude is about that of real weights.
+    # 16 draws of the codes of a rounded normal variable with a deviation of 2: the share of each magnitude is about
+    # that of real weights.
     magnitudes = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 6, 7], dtype=torch.uint8, device=device)
     draws = torch.randint(0, 256, (num_experts, rows, k // 2, 2), dtype=torch.uint8, generator=generator, device=device)
     codes = magnitudes.index_select(0, (draws & 0xF).flatten().to(torch.int32)).view(draws.shape) | ((draws >> 4) & 0x8)

@@ -11,9 +11,10 @@ from megamoe_jit.errors import ArgumentError
 def float32_for_rounding(values: Tensor) -> Tensor:
     """Return float32 values that round to every narrower format as `values` would.
 
-    float16, bfloat16 and float32 pass exactly. float64 is rounded to odd (toward zero, last bit set when inexact), which keeps
-    any later rounding to at most 22 significant bits correct. Raises ArgumentError for dtypes that are no float of 16 bits or more.
-    Source: S. Boldo, G. Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
+    float16, bfloat16 and float32 pass exactly. float64 is rounded to odd (toward zero, last bit set when inexact),
+    which keeps any later rounding to at most 22 significant bits correct. Raises ArgumentError for dtypes that are no
+    float of 16 bits or more.
+    Source: S. Boldo, G. Melquiond, "Emulation of FMA and correctly rounded sums" (rounding to odd).
     """
     if values.dtype == torch.float32:
         return values
@@ -21,7 +22,7 @@ def float32_for_rounding(values: Tensor) -> Tensor:
         return values.float()
     if values.dtype != torch.float64:
         raise ArgumentError(
-            f"values have dtype {values.dtype}, but a float64, float32, float16 or bfloat16 tensor is needed. Convert them first."
+            f"values have dtype {values.dtype}, but a float of 16, 32 or 64 bits is needed. Convert them first."
         )
     nearest = values.to(torch.float32)
     widened = nearest.to(torch.float64)
