@@ -1,0 +1,272 @@
+"""Configurations of the Hopper kernels: tiles, shared memory and registers, each computed once and asserted in the templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megamoe_jit.arch import Arch, MmaGeneration
+from megamoe_jit.errors import UnsupportedError
+from megamoe_jit.layouts.struct import StructLayout, round_up, struct_layout
+from megamoe_jit.recipes.params import MEGA_MOE_PARAMS, STAGING_PARAMS
+from megamoe_jit.recipes.problem import Problem
+from megamoe_jit.recipes.recipe import Element, Recipe
+
+ACTIVATION_CODES = {"swiglu": 0, "gelu": 1, "relu2": 2}
+MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this maximum: no division by zero
+SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
+WGMMA_N = (8, 16, 32, 64)
+_BLOCK_M, _BLOCK_K = 256, 128
+_NUM_CONSUMER_WARPGROUPS, _NUM_ACTS_LOADER_THREADS = 2, 64
+_MAX_STAGES = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sm90Shapes:
+    """Padded sizes that the weight transform, the workspace and the kernels agree on."""
+
+    problem: Problem
+    recipe: Recipe
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether activations are E4M3 (else BF16)."""
+        return self.recipe.l1_acts.element is Element.E4M3
+
+    @property
+    def act_bytes(self) -> int:
+        """Bytes of an activation element."""
+        return 1 if self.is_fp8 else 2
+
+    @property
+    def hidden_k(self) -> int:
+        """Hidden as L1's K: a multiple of the K stage."""
+        return round_up(self.problem.hidden, _BLOCK_K)
+
+    @property
+    def hidden_padded(self) -> int:
+        """Hidden as L2's rows: a multiple of the weight tile."""
+        return round_up(self.problem.hidden, _BLOCK_M)
+
+    @property
+    def intermediate_padded(self) -> int:
+        """Intermediate, so that L1's tiles are whole; a multiple of the scale factors' 128."""
+        return round_up(self.problem.intermediate, SF_GRAN_K if self.problem.activation.gated else _BLOCK_M)
+
+    @property
+    def l1_rows(self) -> int:
+        """Rows of L1's padded weight: gate and up, or the one matrix."""
+        return self.intermediate_padded * (2 if self.problem.activation.gated else 1)
+
+    @property
+    def pool_rows(self) -> int:
+        """Capacity for routed tokens: every slot of every rank may come here."""
+        return self.problem.max_tokens_per_rank * self.problem.num_ranks * self.problem.num_topk
+
+    def workspace(self) -> StructLayout:
+        """Return the parts of a rank's private workspace; the counters (from list_ready on) start as zeros."""
+        e = self.problem.num_local_experts
+        max_token_tiles = self.pool_rows // min(WGMMA_N) + e
+        return struct_layout(
+            ("acts", self.pool_rows * self.intermediate_padded * self.act_bytes, 1024),
+            ("acts_sf", self.intermediate_padded // SF_GRAN_K * self.pool_rows * 4, 1024),
+            ("routed", self.pool_rows * 4, 1024),
+            ("list_ready", e * 4, 1024),
+            ("l1_done", max_token_tiles * 4, 16),
+            ("l2_done", 4, 16),
+            ("exited", 4, 16),
+        )
+
+    def symmetric(self) -> StructLayout:
+        """Return the parts of the symmetric buffer: what the caller fills, what staging writes, what experts send home."""
+        p = self.problem
+        t, slots = p.max_tokens_per_rank, p.max_tokens_per_rank * p.num_topk
+        return struct_layout(
+            ("x", t * p.hidden * self.act_bytes, 1024),
+            ("x_sf", t * 4, 1024),
+            ("topk_idx", slots * p.topk_idx_bytes, 1024),
+            ("topk_weights", slots * 4, 1024),
+            ("tokens", t * self.hidden_k * self.act_bytes, 1024),
+            ("token_sf", t * 4, 1024),
+            ("partials", slots * self.hidden_padded * 2, 1024),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sm90Config:
+    """One build of the fused kernel: a problem, a recipe and the token tile `block_n`."""
+
+    problem: Problem
+    recipe: Recipe
+    arch: Arch
+    block_n: int
+    num_stages: int
+
+    kernel_name = "mega_moe_sm90"
+    entry = "mega_moe/sm90.cuh"
+    num_threads = 128 * (1 + _NUM_CONSUMER_WARPGROUPS)
+
+    @property
+    def shapes(self) -> Sm90Shapes:
+        """Padded sizes."""
+        return Sm90Shapes(problem=self.problem, recipe=self.recipe)
+
+    @property
+    def token_stage_bytes(self) -> int:
+        """Shared memory of a stage's tokens."""
+        return self.block_n * _BLOCK_K * self.shapes.act_bytes
+
+    @property
+    def weight_stage_bytes(self) -> int:
+        """Shared memory of a stage's codes and block scale factors: 9 bytes for 16 weights."""
+        return _BLOCK_M * _BLOCK_K * 9 // 16
+
+    def shared_storage(self) -> StructLayout:
+        """Return the twin of `SharedStorage` in templates/mega_moe/storage.cuh."""
+        e, n, s = self.problem.num_local_experts, self.block_n, self.num_stages
+        schedule_bytes = 4 * (2 * (e + 1) + self.num_threads // 32)
+        return struct_layout(
+            ("tokens", s * self.token_stage_bytes, 1024),
+            ("weights", s * self.weight_stage_bytes, 128),
+            ("acts", n * SF_GRAN_K * self.shapes.act_bytes, 128),
+            ("acts_sf", s * n * 4, 16),
+            ("decode_table", self._decode_table_rows * 8, 16),
+            ("token_scale", n * 4, 16),
+            ("slot", n * 4, 4),
+            ("amax", n * 4, 4),
+            ("schedule", schedule_bytes, 4),
+            ("ring", 2 * s * 8, 8),
+        )
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+        return self.shared_storage().num_bytes
+
+    @property
+    def _decode_table_rows(self) -> int:
+        return 128 if self.shapes.is_fp8 else 1
+
+    def constants(self) -> Mapping[str, bool | int | float | str]:
+        """Return what `config.cuh` prints."""
+        p, sizes = self.problem, self.shapes
+        clamp = p.activation.clamp
+        return {
+            "num_ranks": p.num_ranks,
+            "num_experts": p.num_experts,
+            "num_local_experts": p.num_local_experts,
+            "num_topk": p.num_topk,
+            "topk_idx_bytes": p.topk_idx_bytes,
+            "hidden": p.hidden,
+            "hidden_k": sizes.hidden_k,
+            "hidden_padded": sizes.hidden_padded,
+            "intermediate_padded": sizes.intermediate_padded,
+            "l1_rows": sizes.l1_rows,
+            "block_m": _BLOCK_M,
+            "block_n": self.block_n,
+            "block_k": _BLOCK_K,
+            "num_stages": self.num_stages,
+            "l1_m_tiles": sizes.l1_rows // _BLOCK_M,
+            "l2_m_tiles": sizes.hidden_padded // _BLOCK_M,
+            "l1_k_stages": sizes.hidden_k // _BLOCK_K,
+            "l2_k_stages": sizes.intermediate_padded // _BLOCK_K,
+            "l1_blocks_per_tile": 1 if p.activation.gated else 2,
+            "promote_stages": 4,  # 512 of K: at most 0.6 % off when all terms have one sign (docs/numerics.md)
+            "num_threads": self.num_threads,
+            "num_consumer_warpgroups": _NUM_CONSUMER_WARPGROUPS,
+            "first_consumer_thread": 128,
+            "num_acts_loader_threads": _NUM_ACTS_LOADER_THREADS,
+            "full_arrivals": 1 + _NUM_ACTS_LOADER_THREADS,  # the weight loader and each thread that brings tokens
+            "empty_arrivals": 4 * _NUM_CONSUMER_WARPGROUPS,  # each consumer warp
+            # 3 x 128 threads enter with 168 each; 128 x 56 + 256 x 224 fit the same 65,536.
+            "loader_registers": 56,
+            "consumer_registers": 224,
+            "is_fp8": sizes.is_fp8,
+            "is_gated": p.activation.gated,
+            "act_bytes": sizes.act_bytes,
+            "token_k_bytes": _BLOCK_K * sizes.act_bytes,
+            "token_row_bytes": sizes.hidden_k * sizes.act_bytes,
+            "act_row_bytes": sizes.intermediate_padded * sizes.act_bytes,
+            "token_stage_bytes": self.token_stage_bytes,
+            "weight_stage_bytes": self.weight_stage_bytes,
+            "acts_tile_bytes": self.block_n * SF_GRAN_K * sizes.act_bytes,
+            "decode_table_rows": self._decode_table_rows,
+            "smem_bytes": self.smem_bytes,
+            "param_bytes": MEGA_MOE_PARAMS.num_bytes(num_ranks=p.num_ranks),
+            "activation": ACTIVATION_CODES[p.activation.kind],
+            "alpha": float(p.activation.alpha),
+            "up_bias": float(p.activation.up_bias),
+            "has_clamp": clamp is not None,
+            "clamp": float(clamp if clamp is not None else 0.0),
+            "fast_math": p.fast_math,
+            "min_amax": MIN_AMAX,
+        }
+
+    def template_values(self) -> Mapping[str, object]:
+        """Return the token tile's MMA width for the asm loop."""
+        return {"wgmma_n": (self.block_n,)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sm90StagingConfig:
+    """One build of the staging kernel: from BF16 tokens, or from codes that the caller quantised."""
+
+    problem: Problem
+    recipe: Recipe
+    arch: Arch
+    source_is_codes: bool = False
+
+    kernel_name = "stage_tokens"
+    entry = "staging/staging.cuh"
+    num_threads = 256
+
+    def constants(self) -> Mapping[str, bool | int | float | str]:
+        """Return what `config.cuh` prints."""
+        p = self.problem
+        sizes = Sm90Shapes(problem=p, recipe=self.recipe)
+        return {
+            "num_ranks": p.num_ranks,
+            "num_experts": p.num_experts,
+            "num_topk": p.num_topk,
+            "topk_idx_bytes": p.topk_idx_bytes,
+            "hidden": p.hidden,
+            "hidden_k": sizes.hidden_k,
+            "num_threads": self.num_threads,
+            "is_fp8": sizes.is_fp8,
+            "source_is_codes": self.source_is_codes,
+            "act_bytes": sizes.act_bytes,
+            "token_row_bytes": sizes.hidden_k * sizes.act_bytes,
+            "param_bytes": STAGING_PARAMS.num_bytes(num_ranks=1),
+            "min_amax": MIN_AMAX,
+        }
+
+    def template_values(self) -> Mapping[str, object]:
+        """Return nothing: the kernel has no asm loop."""
+        return {}
+
+
+def reject(config: Sm90Config) -> str | None:
+    """Return why `config` cannot run, or None."""
+    if config.arch.generation is not MmaGeneration.WGMMA or config.recipe.generation is not MmaGeneration.WGMMA:
+        return f"recipe {config.recipe.name} on {config.arch} has no wgmma kernel: these are for sm_90a"
+    if config.problem.num_ranks != 1:
+        return f"num_ranks={config.problem.num_ranks}: the Hopper kernel dispatches within one rank"
+    if config.num_stages < 2:
+        return f"num_stages={config.num_stages}: loaders and consumers need two stages to overlap"
+    if config.smem_bytes > config.arch.max_smem_bytes:
+        return (
+            f"{config.num_stages} stages of {config.block_n} tokens need {config.smem_bytes} B of shared memory, "
+            f"{config.arch} has {config.arch.max_smem_bytes} B"
+        )
+    return None
+
+
+def config_for_tile(problem: Problem, recipe: Recipe, arch: Arch, block_n: int) -> Sm90Config:
+    """Return the build for one token tile with as many stages as fit; raises UnsupportedError with the reason when none does."""
+    reason: str | None = None
+    for num_stages in range(_MAX_STAGES, 1, -1):
+        config = Sm90Config(problem=problem, recipe=recipe, arch=arch, block_n=block_n, num_stages=num_stages)
+        reason = reject(config)
+        if reason is None:
+            return config
+    raise UnsupportedError(f"no Hopper kernel for this call: {reason}. Choose another recipe, arch or number of ranks.")

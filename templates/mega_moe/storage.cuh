@@ -1,0 +1,30 @@
+// Shared memory of the sm_90a kernel. Python plans the same struct (recipes/sm90.py) and the assert below ties the two.
+#pragma once
+#include "config.cuh"
+#include "pipeline/ring.cuh"
+#include "types.cuh"
+
+namespace mega_moe {
+
+// Where each expert's rows and token tiles begin; every block computes the same.
+struct Schedule {
+    uint32_t row_begin[config::kNumLocalExperts + 1];   // in the pool of routed tokens
+    uint32_t tile_begin[config::kNumLocalExperts + 1];  // token tiles of kBlockN rows
+    uint32_t warp_counts[config::kNumThreads / 32];     // scratch of the routing scan
+};
+
+struct SharedStorage {
+    alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
+    alignas(128) uint8_t weights[config::kNumStages][config::kWeightStageBytes];
+    alignas(128) uint8_t acts[config::kActsTileBytes];       // one L1 tile's activations on their way out
+    alignas(16) float acts_sf[config::kNumStages][config::kBlockN];
+    alignas(16) uint2 decode_table[config::kDecodeTableRows];
+    alignas(16) float token_scale[config::kBlockN];          // by column of the tile: x's scale (L1), top-k weight (L2)
+    uint32_t slot[config::kBlockN];                          // by column: token * top-k + slot
+    uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude
+    Schedule schedule;
+    alignas(8) pipeline::RingBarriers ring;
+};
+static_assert(sizeof(SharedStorage) == config::kSmemBytes, "recipes/sm90.py plans another shared memory");
+
+}  // namespace mega_moe

@@ -1,0 +1,59 @@
+// Conversions and byte selection. PTX ISA, "cvt", "prmt", "lop3", "mul (bf16x2)".
+#pragma once
+#include "types.cuh"
+
+namespace ptx {
+
+// Two floats to E4M3, round to nearest even, saturating at 448; `first` goes to the low byte.
+__device__ __forceinline__ uint16_t cvt_e4m3x2(float first, float second) {
+    uint16_t packed;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(second), "f"(first));
+    return packed;
+}
+
+// Two floats to BF16, round to nearest even; `first` goes to the low half.
+__device__ __forceinline__ uint32_t cvt_bf16x2(float first, float second) {
+    uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
+    return packed;
+}
+
+__device__ __forceinline__ float bf16_low(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float bf16_high(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+
+// Exact product of two bf16x2 where it fits; subnormal inputs and results are kept.
+__device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
+// Byte look-up: each selector nibble (0..7) picks a byte of {high, low}.
+__device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(selector));
+    return d;
+}
+
+// (a & mask) | (b & ~mask) in one instruction.
+__device__ __forceinline__ uint32_t bit_select(uint32_t mask, uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xE2;" : "=r"(d) : "r"(a), "r"(mask), "r"(b));
+    return d;
+}
+
+// 2^x, subnormal results flushed; maximum relative error 2^-22 (PTX ISA, ex2.approx).
+__device__ __forceinline__ float ex2_approx(float x) {
+    float d;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+
+// 1/x with a maximum relative error of 2^-23 (PTX ISA, rcp.approx).
+__device__ __forceinline__ float rcp_approx(float x) {
+    float d;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+
+}  // namespace ptx

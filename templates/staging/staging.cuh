@@ -1,0 +1,138 @@
+// Staging: BF16 tokens into the symmetric buffer, quantised by the recipe, K in token order; one block a token.
+//
+// E4M3: scale = max(amax, kMinAmax) / 448 in FP32, codes = RNE(x x (1 / scale)). BF16: the values as they are. Tokens that were
+// quantised by the caller (config::kSourceIsCodes) are only put in order. Padding of K is zeros.
+#include "comm/peers.cuh"
+#include "config.cuh"
+#include "layout/token_order.cuh"
+#include "ptx/convert.cuh"
+#include "ptx/fence.cuh"
+#include "types.cuh"
+
+namespace staging {
+
+// ops/launch.py packs the same fields.
+struct Params {
+    comm::SymOffsets sym;
+    uint8_t* base;               // this rank's symmetric buffer
+    const uint8_t* x;            // [num_tokens][kHidden] bf16, or E4M3 codes
+    const float* x_sf;           // [num_tokens], with codes only
+    const uint8_t* topk_idx;     // [num_tokens][kNumTopk] int32 or int64
+    const float* topk_weights;   // [num_tokens][kNumTopk]
+    uint64_t x_stride_bytes;
+    uint32_t topk_idx_bytes;
+    uint32_t reserved;
+};
+static_assert(sizeof(Params) == config::kParamBytes, "ops/launch.py packs other fields");
+
+constexpr uint32_t kSourceBytes = config::kSourceIsCodes ? 1 : 2;
+constexpr uint32_t kPiece = 8;                                          // neighbouring elements a thread handles at once
+constexpr uint32_t kNumPieces = config::kHiddenK / kPiece;
+constexpr uint32_t kPiecesPerThread = (kNumPieces + config::kNumThreads - 1) / config::kNumThreads;
+
+struct Piece {
+    uint32_t words[kPiece * kSourceBytes / 4];
+};
+
+// Elements first .. first + 7 of a row, zeros past its end.
+__device__ __forceinline__ Piece load_piece(const uint8_t* row, uint32_t first) {
+    Piece piece = {};
+    const uint8_t* source = row + first * kSourceBytes;
+    if (first + kPiece <= config::kHidden && reinterpret_cast<uint64_t>(source) % sizeof(Piece) == 0) {
+        if constexpr (config::kSourceIsCodes) {
+            const uint2 v = *reinterpret_cast<const uint2*>(source);
+            piece.words[0] = v.x, piece.words[1] = v.y;
+        } else {
+            const uint4 v = *reinterpret_cast<const uint4*>(source);
+            piece.words[0] = v.x, piece.words[1] = v.y, piece.words[2] = v.z, piece.words[3] = v.w;
+        }
+        return piece;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kPiece; ++i) {
+        if (first + i >= config::kHidden) break;
+        const uint32_t value = kSourceBytes == 1 ? source[i] : reinterpret_cast<const uint16_t*>(source)[i];
+        piece.words[i * kSourceBytes / 4] |= value << (8 * (i * kSourceBytes % 4));
+    }
+    return piece;
+}
+
+__device__ __forceinline__ float piece_amax(const Piece& piece) {
+    float largest = 0.0f;
+#pragma unroll
+    for (uint32_t w : piece.words) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(w)), fabsf(ptx::bf16_high(w))));
+    return largest;
+}
+
+__device__ __forceinline__ float block_max(float value) {
+    __shared__ float warp_max[config::kNumThreads / 32];
+#pragma unroll
+    for (uint32_t step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+    if (threadIdx.x % 32 == 0) warp_max[threadIdx.x / 32] = value;
+    __syncthreads();
+#pragma unroll
+    for (uint32_t w = 0; w < config::kNumThreads / 32; ++w) value = fmaxf(value, warp_max[w]);
+    return value;
+}
+
+// Stores a piece's runs of 4 bytes at their places in token order.
+template <uint32_t kWords>
+__device__ __forceinline__ void store_runs(uint8_t* row, uint32_t first, const uint32_t (&words)[kWords]) {
+    using Order = layout::TokenOrder<config::kIsFp8>;
+#pragma unroll
+    for (uint32_t i = 0; i < kWords; ++i) *reinterpret_cast<uint32_t*>(row + Order::position(first + i * Order::kRun) * config::kActBytes) = words[i];
+}
+
+}  // namespace staging
+
+extern "C" __global__ void __launch_bounds__(config::kNumThreads) stage_tokens(const __grid_constant__ staging::Params params) {
+    using namespace staging;
+    ptx::griddepcontrol_launch_dependents();
+    const uint32_t token = blockIdx.x;
+    const uint8_t* source = params.x + uint64_t(token) * params.x_stride_bytes;
+    uint8_t* row = params.base + params.sym.tokens + uint64_t(token) * config::kTokenRowBytes;
+
+    for (uint32_t k = threadIdx.x; k < config::kNumTopk; k += config::kNumThreads) {
+        const uint64_t slot = uint64_t(token) * config::kNumTopk + k;
+        const int64_t expert = params.topk_idx_bytes == 8 ? reinterpret_cast<const int64_t*>(params.topk_idx)[slot]
+                                                          : reinterpret_cast<const int32_t*>(params.topk_idx)[slot];
+        if constexpr (config::kTopkIdxBytes == 8) {
+            reinterpret_cast<int64_t*>(params.base + params.sym.topk_idx)[slot] = expert;
+        } else {
+            reinterpret_cast<int32_t*>(params.base + params.sym.topk_idx)[slot] = int32_t(expert);
+        }
+        reinterpret_cast<float*>(params.base + params.sym.topk_weights)[slot] = params.topk_weights[slot];
+    }
+
+    Piece pieces[kPiecesPerThread];
+    float largest = 0.0f;
+#pragma unroll
+    for (uint32_t i = 0; i < kPiecesPerThread; ++i) {
+        const uint32_t piece = threadIdx.x + i * config::kNumThreads;
+        pieces[i] = piece < kNumPieces ? load_piece(source, piece * kPiece) : Piece{};
+        if constexpr (!config::kSourceIsCodes) largest = fmaxf(largest, piece_amax(pieces[i]));
+    }
+    float inverse = 1.0f;
+    if constexpr (config::kIsFp8) {
+        const float scale = config::kSourceIsCodes ? params.x_sf[token] : fmaxf(block_max(largest), config::kMinAmax) / 448.0f;
+        inverse = 1.0f / scale;
+        if (threadIdx.x == 0) reinterpret_cast<float*>(params.base + params.sym.token_sf)[token] = scale;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kPiecesPerThread; ++i) {
+        const uint32_t first = (threadIdx.x + i * config::kNumThreads) * kPiece;
+        if (first >= config::kHiddenK) break;
+        if constexpr (config::kIsFp8 && !config::kSourceIsCodes) {
+            uint32_t codes[2];
+#pragma unroll
+            for (uint32_t w = 0; w < 2; ++w) {
+                const uint32_t a = pieces[i].words[2 * w], b = pieces[i].words[2 * w + 1];
+                codes[w] = uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(a) * inverse, ptx::bf16_high(a) * inverse)) |
+                           uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(b) * inverse, ptx::bf16_high(b) * inverse)) << 16;
+            }
+            store_runs(row, first, codes);
+        } else {
+            store_runs(row, first, pieces[i].words);
+        }
+    }
+}
