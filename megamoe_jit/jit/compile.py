@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from megamoe_jit.arch import Arch
 from megamoe_jit.errors import CompileError, UnsupportedError
 from megamoe_jit.jit.render import PROGRAM_NAME, RenderedSource
-
-if TYPE_CHECKING:
-    from cuda.bindings import nvrtc as nvrtc_module
 
 _ERROR = re.compile(r"(?:^|\): )(?:catastrophic )?error\b|^ptxas (?:error|fatal)|^nvrtc: error", re.IGNORECASE)
 _NUM_ERRORS_SHOWN = 5
@@ -146,7 +143,7 @@ def _compile_error(log: str, status: str, kernel_name: str, arch: Arch) -> Compi
     return CompileError(f"NVRTC refused kernel {kernel_name!r} for {arch}:\n{listed}", errors=errors, log=log)
 
 
-def _nvrtc() -> nvrtc_module:  # type: ignore[valid-type]
+def _nvrtc() -> Any:
     try:
         from cuda.bindings import nvrtc
 
@@ -158,12 +155,12 @@ def _nvrtc() -> nvrtc_module:  # type: ignore[valid-type]
     return nvrtc
 
 
-def _check(nvrtc: nvrtc_module, status: object, call: str) -> None:  # type: ignore[valid-type]
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:  # type: ignore[attr-defined]
+def _check(nvrtc: Any, status: object, call: str) -> None:
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise CompileError(f"{call} failed: {status}")
 
 
-def _fetch(nvrtc: nvrtc_module, program: object, what: str, *, is_text: bool = True) -> bytes:  # type: ignore[valid-type]
+def _fetch(nvrtc: Any, program: object, what: str, *, is_text: bool = True) -> bytes:
     status, size = getattr(nvrtc, f"nvrtcGet{what}Size")(program)
     _check(nvrtc, status, f"nvrtcGet{what}Size")
     buffer = b" " * size

@@ -1,0 +1,203 @@
+"""Every MEGAMOE_JIT_* environment variable, in one table. Variables are read when asked, never at import."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from megamoe_jit.errors import ArgumentError
+
+PREFIX = "MEGAMOE_JIT_"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variable(Generic[T]):
+    """One environment variable: how to read it, and the words that its documentation is printed from."""
+
+    name: str
+    kind: str  # what a value looks like, in the words of tables and error messages
+    default: T
+    default_text: str
+    help: str
+    parse: Callable[[str], T]
+
+    def get(self) -> T:
+        """Return the value now; the default when the variable is unset or empty. Raises ArgumentError for a bad value."""
+        text = os.environ.get(self.name)
+        if not text:
+            return self.default
+        try:
+            return self.parse(text)
+        except ValueError:
+            raise ArgumentError(
+                f"{self.name}={text!r} is not understood: it takes {self.kind}. Set it so, or unset it for {self.default_text}."
+            ) from None
+
+
+def _parse_flag(text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+def _parse_path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
+_UNITS = {"b": 1} | {
+    f"{letter}{i}b": base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for i, base in (("", 1000), ("i", 1024))
+}
+
+
+def _parse_size(text: str) -> int | None:
+    if text.lower() == "none":
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(text)
+    return int(float(match[1]) * _UNITS[(match[2] or "B").lower()])
+
+
+def _parse_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(text)
+        return text.lower()
+
+    return parse
+
+
+_FLAG = "1 or 0"
+
+CACHE_DIR: Variable[Path | None] = Variable(
+    name=PREFIX + "CACHE_DIR",
+    kind="a folder",
+    default=None,
+    default_text="`cache/` of a source checkout, else the user's cache folder",
+    help="Where built kernels are kept.",
+    parse=_parse_path,
+)
+CACHE_ONLY: Variable[bool] = Variable(
+    name=PREFIX + "CACHE_ONLY",
+    kind=_FLAG,
+    default=False,
+    default_text="0",
+    help="Refuse to compile: a kernel that the cache does not hold raises MissingKernelError.",
+    parse=_parse_flag,
+)
+CACHE_MAX_BYTES: Variable[int | None] = Variable(
+    name=PREFIX + "CACHE_MAX_BYTES",
+    kind="a size such as 500MB or 4GiB, or none",
+    default=4 << 30,
+    default_text="4GiB",
+    help="Cap on the cache; the kernels that were not loaded for the longest time go first.",
+    parse=_parse_size,
+)
+DUMP: Variable[bool] = Variable(
+    name=PREFIX + "DUMP",
+    kind=_FLAG,
+    default=False,
+    default_text="0",
+    help="Leave .cu, .ptx, .cubin, .sass and .json of every kernel that is built or loaded.",
+    parse=_parse_flag,
+)
+DUMP_DIR: Variable[Path | None] = Variable(
+    name=PREFIX + "DUMP_DIR",
+    kind="a folder",
+    default=None,
+    default_text="`dump/` below the cache",
+    help="Where MEGAMOE_JIT_DUMP leaves its files; setting it turns the dump on.",
+    parse=_parse_path,
+)
+LINEINFO: Variable[bool] = Variable(
+    name=PREFIX + "LINEINFO",
+    kind=_FLAG,
+    default=True,
+    default_text="1",
+    help="Put template positions into PTX and cubin, for profilers, sanitizers and reports.",
+    parse=_parse_flag,
+)
+LOG: Variable[str | None] = Variable(
+    name=PREFIX + "LOG",
+    kind="debug, info, warning or error",
+    default=None,
+    default_text="what the application's logging says",
+    help="Level of the logger `megamoe_jit`.",
+    parse=_choice("debug", "info", "warning", "error"),
+)
+BACKEND: Variable[str | None] = Variable(
+    name=PREFIX + "BACKEND",
+    kind="cuda, emulator or reference",
+    default=None,
+    default_text="the one that fits the tensors' device",
+    help="What runs the kernels when a call does not say.",
+    parse=_choice("cuda", "emulator", "reference"),
+)
+TIMEOUT_S: Variable[float] = Variable(
+    name=PREFIX + "TIMEOUT_S",
+    kind="a positive number of seconds",
+    default=120.0,
+    default_text="120",
+    help="How long a kernel waits for another block or rank before it stops and says for whom it waited.",
+    parse=_parse_seconds,
+)
+
+VARIABLES: Mapping[str, Variable[Any]] = {
+    variable.name: variable
+    for variable in (CACHE_DIR, CACHE_ONLY, CACHE_MAX_BYTES, DUMP, DUMP_DIR, LINEINFO, LOG, BACKEND, TIMEOUT_S)
+}
+
+
+def check_environment() -> None:
+    """Raise ArgumentError for a MEGAMOE_JIT_* variable that does not exist or has a bad value."""
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in VARIABLES:
+            close = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.0)
+            raise ArgumentError(
+                f"the environment sets {name}, which megamoe_jit does not have. Is it {close[0]}? "
+                f"Unset it, or take one of {', '.join(VARIABLES)}."
+            )
+    for variable in VARIABLES.values():
+        variable.get()
+
+
+def configure_logging() -> None:
+    """Apply MEGAMOE_JIT_LOG to the logger `megamoe_jit`; without it, a dump is announced at level info.
+
+    Adds a handler (to stderr) only where neither that logger nor the root logger has one. Does nothing when neither variable
+    is set.
+    """
+    level = LOG.get() or ("info" if DUMP.get() or DUMP_DIR.get() else None)
+    if level is None:
+        return
+    logger = logging.getLogger("megamoe_jit")
+    logger.setLevel(level.upper())
+    if not logger.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        logger.addHandler(handler)
+
+
+def markdown_table() -> str:
+    """Return the README's table of all variables."""
+    rows = ["| variable | value | default | effect |", "|---|---|---|---|"]
+    rows += [f"| `{v.name}` | {v.kind} | {v.default_text} | {v.help} |" for v in VARIABLES.values()]
+    return "\n".join(rows) + "\n"
