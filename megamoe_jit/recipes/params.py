@@ -51,5 +51,5 @@ MEGA_MOE_PARAMS = ParamBlock(
 STAGING_PARAMS = ParamBlock(
     has_peer_table=False,
     quads=(*(f"sym_{part}" for part in SYM_PARTS), "base", "x", "x_sf", "topk_idx", "topk_weights", "x_stride_bytes"),
-    words=(("topk_idx_bytes", "I"), ("reserved", "I")),
+    words=(("topk_idx_bytes", "I"), ("num_tokens", "I")),
 )

@@ -1,4 +1,4 @@
-// Staging: BF16 tokens into the symmetric buffer, quantised by the recipe, K in token order; one block a token.
+// Staging: BF16 tokens into the symmetric buffer, quantised by the recipe, K in token order; a block takes one token after another.
 //
 // E4M3: scale = max(amax, kMinAmax) / 448 in FP32, codes = RNE(x x (1 / scale)). BF16: the values as they are. Tokens that were
 // quantised by the caller (config::kSourceIsCodes) are only put in order. Padding of K is zeros.
@@ -21,7 +21,7 @@ struct Params {
     const float* topk_weights;   // [num_tokens][kNumTopk]
     uint64_t x_stride_bytes;
     uint32_t topk_idx_bytes;
-    uint32_t reserved;
+    uint32_t num_tokens;
 };
 static_assert(sizeof(Params) == config::kParamBytes, "ops/launch.py packs other fields");
 
@@ -68,6 +68,7 @@ __device__ __forceinline__ float block_max(float value) {
     __shared__ float warp_max[config::kNumThreads / 32];
 #pragma unroll
     for (uint32_t step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+    __syncthreads();  // the last token's maxima have been read
     if (threadIdx.x % 32 == 0) warp_max[threadIdx.x / 32] = value;
     __syncthreads();
 #pragma unroll
@@ -85,13 +86,9 @@ __device__ __forceinline__ void store_runs(uint8_t* row, uint32_t first, const u
 
 }  // namespace staging
 
-extern "C" __global__ void __launch_bounds__(config::kNumThreads) stage_tokens(const __grid_constant__ staging::Params params) {
-    using namespace staging;
-    ptx::griddepcontrol_launch_dependents();
-    const uint32_t token = blockIdx.x;
-    const uint8_t* source = params.x + uint64_t(token) * params.x_stride_bytes;
-    uint8_t* row = params.base + params.sym.tokens + uint64_t(token) * config::kTokenRowBytes;
+namespace staging {
 
+__device__ __forceinline__ void copy_routing(const Params& params, uint32_t token) {
     for (uint32_t k = threadIdx.x; k < config::kNumTopk; k += config::kNumThreads) {
         const uint64_t slot = uint64_t(token) * config::kNumTopk + k;
         const int64_t expert = params.topk_idx_bytes == 8 ? reinterpret_cast<const int64_t*>(params.topk_idx)[slot]
@@ -103,7 +100,11 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads) stage_tokens(c
         }
         reinterpret_cast<float*>(params.base + params.sym.topk_weights)[slot] = params.topk_weights[slot];
     }
+}
 
+__device__ __forceinline__ void copy_token(const Params& params, uint32_t token) {
+    const uint8_t* source = params.x + uint64_t(token) * params.x_stride_bytes;
+    uint8_t* row = params.base + params.sym.tokens + uint64_t(token) * config::kTokenRowBytes;
     Piece pieces[kPiecesPerThread];
     float largest = 0.0f;
 #pragma unroll
@@ -134,5 +135,15 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads) stage_tokens(c
         } else {
             store_runs(row, first, pieces[i].words);
         }
+    }
+}
+
+}  // namespace staging
+
+extern "C" __global__ void __launch_bounds__(config::kNumThreads, 4) stage_tokens(const __grid_constant__ staging::Params params) {
+    ptx::griddepcontrol_launch_dependents();
+    for (uint32_t token = blockIdx.x; token < params.num_tokens; token += gridDim.x) {
+        staging::copy_routing(params, token);
+        staging::copy_token(params, token);
     }
 }
