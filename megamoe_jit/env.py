@@ -29,7 +29,7 @@ class Variable(Generic[T]):
     parse: Callable[[str], T]
 
     def get(self) -> T:
-        """Return the value now; the default when the variable is unset or empty. Raises ArgumentError for a bad value."""
+        """Return the value now; the default when it is unset or empty. Raises ArgumentError for a bad value."""
         text = os.environ.get(self.name)
         if not text:
             return self.default
@@ -37,7 +37,8 @@ class Variable(Generic[T]):
             return self.parse(text)
         except ValueError:
             raise ArgumentError(
-                f"{self.name}={text!r} is not understood: it takes {self.kind}. Set it so, or unset it for {self.default_text}."
+                f"{self.name}={text!r} is not understood: it takes {self.kind}. "
+                f"Set it so, or unset it for {self.default_text}."
             ) from None
 
 
@@ -182,8 +183,8 @@ def check_environment() -> None:
 def configure_logging() -> None:
     """Apply MEGAMOE_JIT_LOG to the logger `megamoe_jit`; without it, a dump is announced at level info.
 
-    Adds a handler (to stderr) only where neither that logger nor the root logger has one. Does nothing when neither variable
-    is set.
+    Adds a handler (to stderr) only where neither that logger nor the root logger has one. Does nothing when neither
+    variable is set.
     """
     level = LOG.get() or ("info" if DUMP.get() or DUMP_DIR.get() else None)
     if level is None:

@@ -31,11 +31,13 @@ def build(
 ) -> BuiltKernel:
     """Return the kernel of `description`, compiled at most once by all processes that share the cache.
 
-    `options` default to CompileOptions(lineinfo=MEGAMOE_JIT_LINEINFO); `cache` to `default_cache()`; `templates` (folders, the
-    first match wins) to the package's. A repeated call finds the kernel in memory and touches no disk. Needs no GPU.
+    `options` default to CompileOptions(lineinfo=MEGAMOE_JIT_LINEINFO); `cache` to `default_cache()`; `templates`
+    (folders, the first match wins) to the package's. A repeated call finds the kernel in memory and touches no disk.
+    Needs no GPU.
 
-    Raises CompileError when a template does not render or NVRTC refuses it, MissingKernelError when MEGAMOE_JIT_CACHE_ONLY
-    forbids to compile what the cache lacks, UnsupportedError without NVRTC, ArgumentError for a bad description or environment.
+    Raises CompileError when a template does not render or NVRTC refuses it, MissingKernelError when
+    MEGAMOE_JIT_CACHE_ONLY forbids to compile what the cache lacks, UnsupportedError without NVRTC, ArgumentError for a
+    bad description or environment.
     """
     if cache is None:
         cache = default_cache()
@@ -137,8 +139,8 @@ def _explain(error: CompileError, description: KernelDescription, kept_in: Path 
 def _missing(key: KernelKey, cache: KernelCache) -> MissingKernelError:
     similar = sum(folder.name.startswith(f"{key.kernel_name}-{key.arch}-") for folder in cache.folders())
     return MissingKernelError(
-        f"MEGAMOE_JIT_CACHE_ONLY is set, and the cache {cache.path} does not hold {key} whole. It has {similar} others of "
-        f"{key.kernel_name} for {key.arch}: a kernel is found when its parameters, the package's version and NVRTC "
-        f"{'.'.join(map(str, nvrtc_version()))} are those that it was built with. Fill the cache with `megamoe-jit warmup` "
-        "or `megamoe-jit cache unpack`, or unset MEGAMOE_JIT_CACHE_ONLY to compile here."
+        f"MEGAMOE_JIT_CACHE_ONLY is set, and the cache {cache.path} does not hold {key} whole. It has {similar} others "
+        f"of {key.kernel_name} for {key.arch}: a kernel is found when its parameters, the package's version and NVRTC "
+        f"{'.'.join(map(str, nvrtc_version()))} are those that it was built with. Fill the cache with "
+        "`megamoe-jit warmup` or `megamoe-jit cache unpack`, or unset MEGAMOE_JIT_CACHE_ONLY to compile here."
     )

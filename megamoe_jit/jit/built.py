@@ -22,8 +22,8 @@ class Origin(Enum):
 class BuiltKernel:
     """A kernel that is ready to load. Hashes by identity: asking twice for one kernel gives the same object.
 
-    `path` is its folder in the cache, None when the cache could not keep it; `build_s` is what the first request took in this
-    process, rendering included.
+    `path` is its folder in the cache, None when the cache could not keep it; `build_s` is what the first request took
+    in this process, rendering included.
     """
 
     record: KernelRecord
@@ -72,4 +72,5 @@ class BuiltKernel:
         return self.origin is Origin.DISK
 
     def __repr__(self) -> str:
+        """One line without the code."""
         return f"BuiltKernel({self.key}, {self.origin.value}, {self.build_s:.3f} s)"

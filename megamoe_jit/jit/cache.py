@@ -46,8 +46,9 @@ _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 class KernelCache:
     """Kernels in memory, backed by a folder that processes and machines may share.
 
-    Nothing here raises for the disk's sake: a folder that is full, read-only or absent costs the sharing, not the kernel, and
-    is logged once. `path=None` keeps kernels in memory only. `max_bytes=None` takes the cap from MEGAMOE_JIT_CACHE_MAX_BYTES.
+    Nothing here raises for the disk's sake: a folder that is full, read-only or absent costs the sharing, not the
+    kernel, and is logged once. `path=None` keeps kernels in memory only. `max_bytes=None` takes the cap from
+    MEGAMOE_JIT_CACHE_MAX_BYTES.
     """
 
     def __init__(self, path: Path | str | None, *, max_bytes: int | None = None, lock_timeout_s: float = 600.0) -> None:
@@ -63,6 +64,7 @@ class KernelCache:
         self._has_warned = False
 
     def __repr__(self) -> str:
+        """Name the folder."""
         return f"KernelCache({str(self.path)!r})" if self.path else "KernelCache(None)"
 
     # --- memory ---
@@ -82,7 +84,7 @@ class KernelCache:
         return self._by_key.get(key)
 
     def remember(self, built: BuiltKernel) -> BuiltKernel:
-        """Keep `built` for `recall_key`; return the object that this process uses for its key, which may be an earlier one."""
+        """Keep `built` for `recall_key`; return what this process uses for its key, which may be an earlier object."""
         return self._by_key.setdefault(built.key, built)
 
     def remember_request(self, description: KernelDescription, request: Hashable, built: BuiltKernel) -> None:
@@ -116,8 +118,8 @@ class KernelCache:
     def load(self, key: KernelKey, *, set_aside: bool = False) -> KernelRecord | None:
         """Return the verified record of `key`, or None when there is none to be had.
 
-        A damaged entry is no entry. `set_aside` moves it away; only the holder of the key's lock may ask for that, since
-        otherwise it could hit the good entry that another process has published meanwhile.
+        A damaged entry is no entry. `set_aside` moves it away; only the holder of the key's lock may ask for that:
+        anybody else might move the good entry that another process has published meanwhile.
         """
         folder = self.entry_path(key)
         if folder is None:
@@ -142,8 +144,8 @@ class KernelCache:
     def lock(self, key: KernelKey) -> Iterator[None]:
         """Hold `key` among the threads of this process and, where the folder allows, among all processes.
 
-        The lock only saves double work. Where it cannot be had (read-only folder, no lock support, a holder that takes longer
-        than the time-out) building goes on without it, and the atomic publication keeps the cache right.
+        The lock only saves double work. Where it cannot be had (read-only folder, no lock support, a holder that takes
+        longer than the time-out) building goes on without it, and the atomic publication keeps the cache right.
         """
         with self._mutex:
             thread_lock = self._thread_locks.setdefault(key, threading.RLock())
@@ -270,8 +272,8 @@ class KernelCache:
             return
         self._has_warned = True
         logger.warning(
-            "the kernel cache %s cannot be %s (%s): this process keeps its kernels in memory, others compile them again. "
-            "Set MEGAMOE_JIT_CACHE_DIR to a folder with space that it may write.",
+            "the kernel cache %s cannot be %s (%s): this process keeps its kernels in memory, and others compile them "
+            "again. Set MEGAMOE_JIT_CACHE_DIR to a folder with space that they may write.",
             self.path,
             what,
             error,
@@ -282,7 +284,7 @@ _default_caches: dict[str | None, KernelCache] = {}
 
 
 def default_cache() -> KernelCache:
-    """Return the cache that MEGAMOE_JIT_CACHE_DIR names now; `cache/` of a checkout or the user's folder when it is unset.
+    """Return the cache that MEGAMOE_JIT_CACHE_DIR names now; unset, `cache/` of a checkout or the user's folder.
 
     Raises ArgumentError when a MEGAMOE_JIT_* variable is misspelt or has a bad value.
     """

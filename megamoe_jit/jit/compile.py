@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import time
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ _NUM_ERRORS_SHOWN = 5
 class CompileOptions:
     """NVRTC options beyond the target; all of them are part of the cache key.
 
-    `lineinfo` puts template positions into PTX and cubin: error reports, profilers and the emulator show them, and the machine
-    code stays the same. `fmad` lets the compiler contract a * b + c; `fast_math` implies it and adds approximate division,
-    square root and flushed subnormals.
+    `lineinfo` puts template positions into PTX and cubin: error reports, profilers and the emulator show them, and the
+    machine code stays the same. `fmad` lets the compiler contract a * b + c; `fast_math` implies it and adds
+    approximate division, square root and flushed subnormals.
     """
 
     std: str = "c++20"
@@ -63,7 +64,7 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Artifact:
-    """The outcome of one compile. `ptx` is what the emulator runs, `cubin` what the driver loads; both come from one compile."""
+    """The outcome of one compile: `ptx` is what the emulator runs, `cubin` what the driver loads."""
 
     ptx: str
     cubin: bytes
@@ -107,7 +108,8 @@ def compile_source(rendered: RenderedSource, arch: Arch, options: CompileOptions
     compile_s = time.perf_counter() - start
     if f".entry {kernel_name}(" not in ptx:
         raise CompileError(
-            f'the source compiles, but has no kernel {kernel_name!r}. Declare it as extern "C" __global__ void {kernel_name}(...).',
+            f"the source compiles, but has no kernel {kernel_name!r}. "
+            f'Declare it as extern "C" __global__ void {kernel_name}(...).',
             log=log,
         )
     return Artifact(ptx=ptx, cubin=cubin, log=log, resources=parse_resources(log, kernel_name), compile_s=compile_s)
@@ -145,12 +147,12 @@ def _compile_error(log: str, status: str, kernel_name: str, arch: Arch) -> Compi
 
 def _nvrtc() -> Any:
     try:
-        from cuda.bindings import nvrtc
-
+        nvrtc = importlib.import_module("cuda.bindings.nvrtc")
         nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError, OSError) as error:
         raise UnsupportedError(
-            f"NVRTC cannot be loaded ({error}), and kernels are compiled with it. Install it with: pip install 'nvidia-cuda-nvrtc>=13'."
+            f"NVRTC cannot be loaded ({error}), and kernels are compiled with it. "
+            "Install it with: pip install 'nvidia-cuda-nvrtc>=13'."
         ) from error
     return nvrtc
 
@@ -163,7 +165,7 @@ def _check(nvrtc: Any, status: object, call: str) -> None:
 def _fetch(nvrtc: Any, program: object, what: str, *, is_text: bool = True) -> bytes:
     status, size = getattr(nvrtc, f"nvrtcGet{what}Size")(program)
     _check(nvrtc, status, f"nvrtcGet{what}Size")
-    buffer = b" " * size
+    buffer = bytearray(size)
     (status,) = getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
     _check(nvrtc, status, f"nvrtcGet{what}")
-    return buffer.rstrip(b"\0") if is_text else buffer
+    return bytes(buffer).rstrip(b"\0") if is_text else bytes(buffer)

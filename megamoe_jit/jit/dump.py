@@ -85,6 +85,11 @@ def disassemble(cubin: bytes) -> str | None:
     return None
 
 
+def find_disassembler() -> Path | None:
+    """Return the nvdisasm that dumps try first, or None."""
+    return next(find_nvdisasm(), None)
+
+
 def find_nvdisasm() -> Iterator[Path]:
     """Yield the nvdisasm programs found on PATH, in CUDA_HOME or CUDA_PATH, and in the wheel nvidia-cuda-nvdisasm."""
     if (found := shutil.which("nvdisasm")) is not None:

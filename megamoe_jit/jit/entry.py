@@ -31,8 +31,8 @@ def _now() -> str:
 class KernelRecord:
     """Everything that an entry holds: the artifact, and what it was built from.
 
-    `source` is the flattened kernel.cu; `parameters` are the description's constants, `template_values` its other values (as
-    JSON has them); `flags` and `nvrtc` are what compiled it.
+    `source` is the flattened kernel.cu; `parameters` are the description's constants, `template_values` its other
+    values (as JSON has them); `flags` and `nvrtc` are what compiled it.
     """
 
     key: KernelKey

@@ -27,8 +27,8 @@ _SHAPE = re.compile(r"m\d+n\d+k\d+")
 class KernelReport:
     """What `inspect` says of one kernel; `to_json` is what the CLI and the dump print.
 
-    `instructions` counts opcodes with all their modifiers as they stand in the PTX, most frequent first; `mmas` those that
-    multiply matrices; `mma_shapes` their shapes where the opcode has one (tcgen05 has its shape in a descriptor).
+    `instructions` counts opcodes with all their modifiers as they stand in the PTX, most frequent first; `mmas` those
+    that multiply matrices; `mma_shapes` their shapes where the opcode has one (tcgen05 has its shape in a descriptor).
     """
 
     kernel_name: str
@@ -90,7 +90,7 @@ def mma_shapes(opcodes: Mapping[str, int]) -> tuple[str, ...]:
 def _opcodes(ptx: str) -> Iterator[str]:
     text = _DIRECTIVE_LINE.sub("", _STRING.sub("", _COMMENT.sub("", ptx)))
     for statement in text.split(";"):
-        # What precedes the opcode may be a function's header, braces, labels and a predicate; a header ends in its brace.
+        # Before the opcode may stand a function's header, which ends in its brace, more braces, labels, a predicate.
         statement = (
             re.sub(r"^.*?\)[^(){}]*\{", "", statement, count=1, flags=re.DOTALL)
             if ".entry" in statement or ".func" in statement

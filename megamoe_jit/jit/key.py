@@ -31,6 +31,7 @@ class KernelKey:
         return f"{self.kernel_name}-{self.arch}-{self.digest[:32]}"
 
     def __str__(self) -> str:
+        """Return the entry's name."""
         return self.entry_name
 
 
@@ -39,12 +40,13 @@ def kernel_key(
 ) -> KernelKey:
     """Return the key: SHA-256 over schema version, symbol, target, options, NVRTC version and rendered sources by name.
 
-    The order of `flags` counts, because it counts for the compiler; the order of files does not, because `#include` decides.
+    The order of `flags` counts, because it counts for the compiler; the order of files does not: `#include` decides.
     Raises ArgumentError when `kernel_name` is no C identifier of at most 128 characters.
     """
     if not _KERNEL_NAME.fullmatch(kernel_name):
         raise ArgumentError(
-            f"kernel_name={kernel_name!r} cannot be a symbol and a folder's name. Use letters, digits and underscores, at most 128."
+            f"kernel_name={kernel_name!r} cannot be both a symbol and a folder's name. "
+            "Use letters, digits and underscores, at most 128."
         )
     content = {
         "schema": SCHEMA_VERSION,

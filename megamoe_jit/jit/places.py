@@ -21,7 +21,7 @@ def templates_dir(package: Path = _PACKAGE) -> Path:
 
 
 def default_cache_dir(package: Path = _PACKAGE) -> Path:
-    """Return the cache folder when MEGAMOE_JIT_CACHE_DIR is not set: `cache/` of a checkout, else the user's cache folder."""
+    """Return the cache folder without MEGAMOE_JIT_CACHE_DIR: `cache/` of a checkout, else the user's cache folder."""
     root = checkout_root(package)
     if root is not None:
         return root / "cache"

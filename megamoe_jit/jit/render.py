@@ -26,14 +26,15 @@ _RESERVED = frozenset({"constants", "kernel_name", "arch"})
 class RenderedSource:
     """A translation unit as NVRTC gets it: the program's text, and the headers by the name that `#include` uses.
 
-    `files` holds just what the entry reaches, in the order of first inclusion; each opens with a `#line` that names its template.
+    `files` holds just what the entry reaches, in the order of first inclusion; each opens with a `#line` that names its
+    template.
     """
 
     main: str
     files: tuple[tuple[str, str], ...]
 
     def flatten(self) -> str:
-        """Return one self-contained file: every header in the place of its first `#include`. It compiles to the same code."""
+        """Return one file that compiles to the same code: every header in the place of its first `#include`."""
         headers, seen = dict(self.files), set[str]()
 
         def expand(text: str) -> Iterator[str]:
@@ -90,7 +91,7 @@ def render(description: KernelDescription, *, templates: Sequence[Path] | None =
 def _template_position(text: str, offset: int) -> str:
     """Return "/template(line)" of an offset in a rendered file, by its `#line` directives."""
     template, number = PROGRAM_NAME, 0
-    for line in text[:offset].splitlines(keepends=True) + [""]:
+    for line in [*text[:offset].splitlines(keepends=True), ""]:
         number += 1
         if position := _LINE.match(line.rstrip("\n")):
             number, template = int(position[1]) - 1, position[2] or template
@@ -121,14 +122,17 @@ def _raise_missing(environment: jinja2.Environment, name: str, included_from: st
         else f" Is it {same[0]!r}?"
     )
     message = (
-        f"{included_from} {name!r}, which is not among the templates.{hint} Quoted includes are paths below the template folder; "
-        "write <...> for headers of the compiler."
+        f"{included_from} {name!r}, which is not among the templates.{hint} "
+        "Quoted includes are paths below the template folder; write <...> for headers of the compiler."
     )
     raise CompileError(message, errors=(message,)) from None
 
 
 def _raise_at(diagnostic: str, cause: Exception) -> None:
-    message = f"a template does not render:\n  {diagnostic}\nTemplates see the constants, kernel_name, arch and template_values() of the description."
+    message = (
+        f"a template does not render:\n  {diagnostic}\n"
+        "Templates see constants, kernel_name, arch and what template_values() of the description returns."
+    )
     raise CompileError(message, errors=(diagnostic,)) from cause
 
 

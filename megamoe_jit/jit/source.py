@@ -103,9 +103,9 @@ class Constant:
 def spell_constants(constants: Mapping[str, ConstantValue]) -> tuple[Constant, ...]:
     """Return each constant with its C++ type, name and literal.
 
-    bool -> bool; 0 <= int < 2^32 -> uint32_t, larger -> uint64_t, negative -> int64_t; float -> float, rounded to nearest and
-    printed with nine digits (which give the same float back); str -> char array. Raises ArgumentError for other types, floats
-    that no finite float holds, integers beyond 64 bits, and names that meet in one C++ name.
+    bool -> bool; 0 <= int < 2^32 -> uint32_t, larger -> uint64_t, negative -> int64_t; float -> float, rounded to
+    nearest and printed with nine digits (which give the same float back); str -> char array. Raises ArgumentError for
+    other types, floats that no finite float holds, integers beyond 64 bits, and names that meet in one C++ name.
     """
     spelled: dict[str, Constant] = {}
     for name, value in constants.items():
@@ -153,7 +153,8 @@ def _spell_float(name: str, value: float) -> str:
         rounded = math.inf
     if not math.isfinite(rounded):
         raise ArgumentError(
-            f"constant {name!r} is {value!r}, which is no finite float. Pass a bool that says whether the limit exists beside its value."
+            f"constant {name!r} is {value!r}, which is no finite float. "
+            "Pass a bool that says whether there is a limit, beside its value."
         )
     digits = f"{rounded:.9g}"
     return (digits if "." in digits or "e" in digits else digits + ".0") + "f"
