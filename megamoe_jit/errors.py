@@ -1,0 +1,50 @@
+"""Exceptions of the package: one root, a few classes, each named for what the caller can do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class MegaMoeError(Exception):
+    """Root of every exception that megamoe_jit raises on purpose."""
+
+
+class ArgumentError(MegaMoeError, ValueError):
+    """An argument has a shape, dtype, device, stride or value that the call cannot take; the message says which it needs."""
+
+
+class UnsupportedError(MegaMoeError):
+    """The combination of architecture, recipe and option has no implementation here; the message names one that has."""
+
+
+class CompileError(MegaMoeError):
+    """NVRTC refused a rendered kernel.
+
+    Attributes:
+        errors: the first diagnostics, each with its template and line.
+        log: the whole NVRTC log.
+        source_path: folder that keeps the rendered sources, or None when it could not be written.
+    """
+
+    def __init__(self, message: str, *, errors: Sequence[str] = (), log: str = "", source_path: Path | None = None) -> None:
+        super().__init__(message)
+        self.errors = tuple(errors)
+        self.log = log
+        self.source_path = source_path
+
+
+class CacheError(MegaMoeError):
+    """The kernel cache or an archive of it cannot be used as asked."""
+
+
+class MissingKernelError(CacheError):
+    """Cache-only mode met a kernel that the cache does not hold; warm the cache or allow compiling."""
+
+
+class RankMismatchError(MegaMoeError):
+    """Expert-parallel ranks disagree on something that all must share."""
+
+
+class LaunchError(MegaMoeError):
+    """The driver refused a launch, or a kernel stopped itself (a wait that timed out) and said why."""

@@ -1,0 +1,9 @@
+"""What kernels wait for, in words; the codes are `comm::WaitFor` in templates/comm/wait.cuh."""
+
+WAITS: dict[int, str] = {
+    1: "tokens and weights of a stage (loaders to fill it)",
+    2: "a stage to be free (consumers to release it)",
+    3: "the list of an expert's routed tokens",
+    4: "the L1 tiles of a token tile",
+    5: "all L2 tiles",
+}

@@ -1,0 +1,272 @@
+"""The symmetric buffer: what a call's tokens come in and what experts send home through.
+
+One buffer serves all layers of a model. On one rank it is plain device memory; kernels reach it through a table of base
+pointers with one entry for each rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megamoe_jit.arch import Arch, MmaGeneration
+from megamoe_jit.errors import ArgumentError, RankMismatchError, UnsupportedError
+from megamoe_jit.formats.fp4 import packed_bytes
+from megamoe_jit.layouts.struct import StructLayout, struct_layout
+from megamoe_jit.recipes.problem import Problem
+from megamoe_jit.recipes.recipe import Element, Recipe, ScaleType
+from megamoe_jit.recipes.sm90 import Sm90Shapes
+
+_INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SymmHandle:
+    """Where the ranks' buffers lie: `buffer_ptrs[r]` is rank r's base address."""
+
+    buffer_ptrs: tuple[int, ...]
+    rank: int
+
+
+def buffer_layout(problem: Problem, recipe: Recipe) -> StructLayout:
+    """Return the parts of a rank's buffer by name, with sizes and offsets in bytes."""
+    if recipe.generation is MmaGeneration.WGMMA:
+        return Sm90Shapes(problem=problem, recipe=recipe).symmetric()
+    tokens, slots = problem.max_tokens_per_rank, problem.max_tokens_per_rank * problem.num_topk
+    acts = recipe.l1_acts
+    assert acts.gran_k is not None
+    return struct_layout(
+        ("x", tokens * problem.hidden // (2 if acts.element is Element.E2M1 else 1), 1024),
+        ("x_sf", tokens * problem.hidden // acts.gran_k, 1024),
+        ("x_scales", tokens * 4, 1024),
+        ("topk_idx", slots * problem.topk_idx_bytes, 1024),
+        ("topk_weights", slots * 4, 1024),
+    )
+
+
+def estimate_buffer(problem: Problem, recipe: Recipe) -> dict[str, int]:
+    """Return the bytes of each part of the symmetric buffer and, as "workspace", of a rank's private workspace."""
+    parts = {field.name: field.num_bytes for field in buffer_layout(problem, recipe).fields}
+    if recipe.generation is MmaGeneration.WGMMA:
+        parts["workspace"] = Sm90Shapes(problem=problem, recipe=recipe).workspace().num_bytes
+    return parts
+
+
+class SymmBuffer:
+    """Device memory for one rank's tokens, routing and returning expert outputs, and the views that a caller fills.
+
+    Views (T = max_tokens_per_rank, K = num_topk, H = hidden), filled before a call, or written by `stage_tokens`:
+
+    - x: the recipe's activation codes in natural order: float8_e4m3fn [T, H], bfloat16 [T, H], or uint8 [T, H/2]
+      packed E2M1.
+    - x_sf: float32 [T] (fp8 recipes); int32 [T, H/(4 gran_k)], four scale bytes a word, least K first, or with
+      `packed_sf=False` the same bytes as float8 [T, H/gran_k]; None for BF16 recipes.
+    - x_scales: float32 [T], NVFP4's second-level scale of each token; None for other recipes.
+    - topk_idx: int64 or int32 [T, K]; -1 means not routed, and so does any index that is no expert.
+    - topk_weights: float32 [T, K].
+
+    Raises ArgumentError for sizes out of range, RankMismatchError for a process group of another size.
+    """
+
+    def __init__(
+        self,
+        *,
+        problem: Problem,
+        recipe: Recipe,
+        arch: Arch,
+        device: torch.device,
+        group: Any = None,
+        packed_sf: bool = True,
+    ) -> None:
+        """Allocate zeroed memory and make the views."""
+        num_ranks, rank = (1, 0) if group is None else (group.size(), group.rank())
+        if num_ranks != problem.num_ranks:
+            raise RankMismatchError(
+                f"group has {num_ranks} ranks, and the problem was made for num_ranks={problem.num_ranks}. Use the "
+                "same group for both."
+            )
+        if num_ranks != 1:
+            raise UnsupportedError(
+                f"group has {num_ranks} ranks, and this version runs expert parallelism on one. Pass group=None on "
+                "each rank and exchange tokens outside of the call."
+            )
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise ArgumentError(
+                "a symmetric buffer cannot be made inside a CUDA graph capture. Make it before the capture."
+            )
+        self.problem, self.recipe, self.arch, self.device, self.group = problem, recipe, arch, device, group
+        self.rank, self.packed_sf = rank, packed_sf
+        self.layout = buffer_layout(problem, recipe)
+        self.offsets = self.layout.offsets()
+        self._sizes = {field.name: field.num_bytes for field in self.layout.fields}
+        self._storage: Tensor | None = torch.zeros(self.layout.num_bytes, dtype=torch.uint8, device=device)
+        self.handle: SymmHandle | None = SymmHandle(buffer_ptrs=(self._storage.data_ptr(),), rank=rank)
+        self.num_staged: int | None = None  # tokens that stage_tokens put in kernel order for the next call
+        self.plans: dict[Any, Any] = {}  # prepared launches over this memory (ops.plan)
+
+        t, h, acts = problem.max_tokens_per_rank, problem.hidden, recipe.l1_acts
+        dtype = {Element.E4M3: torch.float8_e4m3fn, Element.BF16: torch.bfloat16, Element.E2M1: torch.uint8}[
+            acts.element
+        ]
+        self.x = self.view("x", dtype, (t, h // 2 if acts.element is Element.E2M1 else h))
+        self.x_sf: Tensor | None = None
+        self.x_scales = self.view("x_scales", torch.float32, (t,)) if acts.row_scale else None
+        if acts.sf_type is ScaleType.FP32:
+            self.x_sf = self.view("x_sf", torch.float32, (t,))
+        elif acts.gran_k is not None:
+            self.x_sf = self._block_sf(acts.gran_k, packed_sf)
+        index_dtype = torch.int64 if problem.topk_idx_bytes == 8 else torch.int32
+        self.topk_idx = self.view("topk_idx", index_dtype, (t, problem.num_topk))
+        self.topk_weights = self.view("topk_weights", torch.float32, (t, problem.num_topk))
+        self.topk_idx.fill_(-1)
+
+    def view(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """Return part `name` as a tensor that shares the buffer's memory."""
+        if self._storage is None:
+            raise ArgumentError("the symmetric buffer was destroyed. Make a new one.")
+        start = self.offsets[name]
+        return self._storage[start : start + self._sizes[name]].view(dtype).view(shape)
+
+    def address(self, name: str) -> int:
+        """Return the device address of part `name`."""
+        assert self.handle is not None
+        return self.handle.buffer_ptrs[self.rank] + self.offsets[name]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the buffer on one rank."""
+        return self.layout.num_bytes
+
+    @property
+    def num_max_tokens_per_rank(self) -> int:
+        """Capacity in tokens."""
+        return self.problem.max_tokens_per_rank
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of all ranks."""
+        return self.problem.num_experts
+
+    @property
+    def num_topk(self) -> int:
+        """Experts a token goes to."""
+        return self.problem.num_topk
+
+    @property
+    def hidden(self) -> int:
+        """Model width."""
+        return self.problem.hidden
+
+    @property
+    def intermediate_hidden(self) -> int:
+        """Width between the GEMMs."""
+        return self.problem.intermediate
+
+    @property
+    def experts_start_idx(self) -> int:
+        """First expert of this rank."""
+        return self.rank * self.problem.num_local_experts
+
+    def fill(
+        self, x: Tensor, x_sf: Tensor | None, topk_idx: Tensor, topk_weights: Tensor, *, x_scales: Tensor | None = None
+    ) -> None:
+        """Copy quantised tokens and their routing into the views, in any form that they come in.
+
+        x [n, H] (or [n, H/2] packed E2M1 as uint8, int8 or float4_e2m1fn_x2); x_sf packed (int32) or plain (bytes or
+        float8), or float32 [n]; topk_idx int32 or int64 [n, K]; topk_weights float32 [n, K]. Raises ArgumentError for
+        anything else.
+        """
+        num_tokens = check_routing(
+            topk_idx, topk_weights, num_topk=self.num_topk, capacity=self.num_max_tokens_per_rank, device=self.device
+        )
+        codes = packed_bytes(x) if self.recipe.l1_acts.element is Element.E2M1 else x
+        for name, given, target in (
+            ("x", codes, self.x),
+            ("x_sf", x_sf, self.x_sf),
+            ("x_scales", x_scales, self.x_scales),
+        ):
+            if (given is None) != (target is None):
+                need = (
+                    "needs none"
+                    if target is None
+                    else f"needs {target.dtype} [num_tokens, {', '.join(map(str, target.shape[1:]))}]"
+                )
+                raise ArgumentError(
+                    f"{name} is {'missing' if given is None else 'given'}, and recipe {self.recipe.name} {need}. See SymmBuffer."
+                )
+            if given is None or target is None:
+                continue
+            raw, goal = _same_bytes(given, target)
+            if raw.dtype != goal.dtype or raw.shape != (num_tokens, *goal.shape[1:]):
+                raise ArgumentError(
+                    f"{name} is {given.dtype} {list(given.shape)}, and {num_tokens} tokens of recipe "
+                    f"{self.recipe.name} need "
+                    f"{target.dtype} {[num_tokens, *target.shape[1:]]} (scale factors: the same bytes, packed or not)."
+                )
+            goal[:num_tokens].copy_(raw)
+        self.topk_idx[:num_tokens].copy_(topk_idx)
+        self.topk_weights[:num_tokens].copy_(topk_weights)
+        self.num_staged = None
+
+    def destroy(self) -> None:
+        """Drop the memory, the views and the prepared launches."""
+        self.plans.clear()
+        self.handle = self._storage = self.x_sf = self.x_scales = None
+        self.x = self.topk_idx = self.topk_weights = torch.empty(0)
+
+    @property
+    def is_destroyed(self) -> bool:
+        """Whether `destroy` was called."""
+        return self._storage is None
+
+    def _block_sf(self, gran_k: int, packed: bool) -> Tensor:
+        t, h = self.problem.max_tokens_per_rank, self.problem.hidden
+        if packed:
+            if h % (4 * gran_k):
+                raise ArgumentError(
+                    f"hidden={h} gives {h // gran_k} scale factors a token, which do not fill whole int32 words. Use "
+                    "packed_sf=False."
+                )
+            return self.view("x_sf", torch.int32, (t, h // (4 * gran_k)))
+        dtype = torch.float8_e4m3fn if self.recipe.l1_acts.sf_type is ScaleType.UE4M3 else torch.float8_e8m0fnu
+        return self.view("x_sf", dtype, (t, h // gran_k))
+
+
+def check_routing(topk_idx: Tensor, topk_weights: Tensor, *, num_topk: int, capacity: int, device: torch.device) -> int:
+    """Return the number of tokens of a call's routing; raises ArgumentError for wrong shapes, dtypes, strides or devices."""
+    if topk_idx.ndim != 2 or topk_idx.shape[1] != num_topk or topk_idx.dtype not in _INDEX_DTYPES:
+        raise ArgumentError(
+            f"topk_idx is {topk_idx.dtype} {list(topk_idx.shape)}, but int32 or int64 [num_tokens, {num_topk}] is "
+            "needed. "
+            "Pass the router's expert indices, -1 where a slot is not routed."
+        )
+    num_tokens = topk_idx.shape[0]
+    if topk_weights.dtype != torch.float32 or topk_weights.shape != topk_idx.shape:
+        raise ArgumentError(
+            f"topk_weights is {topk_weights.dtype} {list(topk_weights.shape)}, but float32 {list(topk_idx.shape)} (as "
+            "topk_idx) is "
+            "needed. Convert it with .float()."
+        )
+    if num_tokens > capacity:
+        raise ArgumentError(
+            f"{num_tokens} tokens were given, and the buffer holds {capacity}. Split the batch, or make it with a "
+            "larger capacity."
+        )
+    for name, tensor in (("topk_idx", topk_idx), ("topk_weights", topk_weights)):
+        if tensor.device != device:
+            raise ArgumentError(f"{name} is on {tensor.device}, but the buffer is on {device}. Move it there.")
+        if not tensor.is_contiguous():
+            raise ArgumentError(
+                f"{name} {list(tensor.shape)} has strides {list(tensor.stride())}, but a contiguous tensor is needed. Call .contiguous()."
+            )
+    return num_tokens
+
+
+def _same_bytes(given: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both as bytes where the same bytes have several dtypes (scale factors and codes), else as they are."""
+    if target.dtype in (torch.float32, torch.bfloat16) or given.dtype in (torch.float32, torch.bfloat16):
+        return given, target
+    return given.contiguous().view(torch.uint8), target.view(torch.uint8)
