@@ -69,7 +69,9 @@ def unpack_sf_words(words: torch.Tensor, *, groups: int | None = None) -> torch.
             f"groups={groups} need {-(-groups // ATOM_GROUPS)} words of four a row, but words has {words.shape[-1]}. "
             "Pass the number of scale factors of a row."
         )
-    return words.contiguous().view(torch.uint8)[..., :groups].contiguous()
+    # clone, not contiguous(): for a single word a row the latter keeps a stride that cannot be viewed as bytes.
+    raw = words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    return raw[..., :groups].contiguous()
 
 
 def utccp_place(row: torch.Tensor) -> torch.Tensor:
@@ -82,8 +84,8 @@ def permute_sf_for_utccp(words: torch.Tensor, *, inverse: bool = False) -> torch
     """Return int32 words [..., rows, n] with rows in UTCCP order (or back), MN-major; rows is a multiple of 128."""
     if words.dtype != torch.int32 or words.ndim < 2 or words.shape[-2] % ATOM_ROWS:
         raise ArgumentError(
-            f"words is {words.dtype} {list(words.shape)}; the UTCCP order takes torch.int32 [..., rows, words] with rows "
-            f"a multiple of {ATOM_ROWS}. Pad the rows with zero bytes and pack them with pack_sf_words(...)."
+            f"words is {words.dtype} {list(words.shape)}; the UTCCP order takes torch.int32 [..., rows, words] with "
+            f"rows a multiple of {ATOM_ROWS}. Pad the rows with zero bytes and pack them with pack_sf_words(...)."
         )
     *lead, rows, count = words.shape
     inner = (32, 4) if inverse else (4, 32)

@@ -39,10 +39,10 @@ class Sm100WeightLayout:
         """Refuse sizes that have no layout."""
         if self.gran_k not in (16, 32):
             raise ArgumentError(f"gran_k={self.gran_k} is no FP4 block size. Use 16 (NVFP4) or 32 (MXFP4).")
-        if self.rows < 1 or self.k < 1 or self.k % self.gran_k:
+        if self.rows < 1 or self.k < 1 or self.k % 16:
             raise ArgumentError(
-                f"a layer of {self.rows} rows and K={self.k} was given; rows must be positive and K a positive multiple "
-                f"of {self.gran_k} (one block scale for {self.gran_k} values). Pad the checkpoint's K with zero codes."
+                f"a layer of {self.rows} rows and K={self.k} was given; rows must be positive and K a positive "
+                "multiple of 16. Pad K with zero codes."
             )
         if self.branches not in (1, 2):
             raise ArgumentError(f"branches={self.branches} was given; use 2 for gate and up rows, 1 otherwise.")
@@ -72,6 +72,11 @@ class Sm100WeightLayout:
         return round_up(self.k, self.k_multiple)
 
     @property
+    def groups(self) -> int:
+        """Block scales along K of one checkpoint row; the last may cover fewer than gran_k values."""
+        return -(-self.k // self.gran_k)
+
+    @property
     def num_words(self) -> int:
         """SF words along K of one row."""
         return self.padded_k // (self.gran_k * ATOM_GROUPS)
@@ -80,23 +85,22 @@ class Sm100WeightLayout:
         """Return (codes, sf) in this layout of checkpoint weights; nothing is rounded.
 
         codes: uint8 [E, checkpoint_rows, K/2], even K in the low nibble. sf: uint8 (or float8) [E, checkpoint_rows,
-        K/gran_k]. Where nothing is to be padded or interleaved, the codes come back as they are, sharing their storage.
+        ceil(K/gran_k)]. Where nothing is to be padded or interleaved, the codes are returned as they are (one storage).
         Raises ArgumentError for other shapes and dtypes.
         """
         sf = sf.view(torch.uint8) if sf.element_size() == 1 else sf
         self._check("codes", codes, torch.uint8, (self.checkpoint_rows, self.k // 2))
-        self._check("sf", sf, torch.uint8, (self.checkpoint_rows, self.k // self.gran_k))
+        self._check("sf", sf, torch.uint8, (self.checkpoint_rows, self.groups))
         num_experts = codes.shape[0]
         if sf.shape[0] != num_experts or sf.device != codes.device:
             raise ArgumentError(
                 f"codes hold {num_experts} experts on {codes.device}, sf {sf.shape[0]} on {sf.device}, and both must "
                 "agree. Move or slice one of them."
             )
-        groups = self.num_words * ATOM_GROUPS
         packed_sf = torch.empty(num_experts, self.num_words, self.total_rows, dtype=torch.int32, device=codes.device)
-        padded_sf = codes.new_zeros(self.branches, self.padded_rows, groups)
+        padded_sf = codes.new_zeros(self.branches, self.padded_rows, self.num_words * ATOM_GROUPS)
         for expert in range(num_experts):
-            padded_sf[:, : self.rows, : self.k // self.gran_k] = sf[expert].view(self.branches, self.rows, -1)
+            padded_sf[:, : self.rows, : self.groups] = sf[expert].view(self.branches, self.rows, -1)
             words = self._in_turns(padded_sf.view(torch.int32)).reshape(self.total_rows // ATOM_ROWS, 4, 32, -1)
             packed_sf[expert].view(self.num_words, -1, 32, 4).copy_(words.permute(3, 0, 2, 1))
         return self._pack_codes(codes), packed_sf.transpose(1, 2)
@@ -105,16 +109,16 @@ class Sm100WeightLayout:
         """Return the codes and the sf bytes (uint8) that `pack` got; shares the codes' storage where `pack` did."""
         self._check("codes", codes, torch.uint8, (self.total_rows, self.padded_k // 2))
         self._check("sf", sf, torch.int32, (self.total_rows, self.num_words))
-        num_experts, groups = codes.shape[0], self.k // self.gran_k
-        plain_sf = codes.new_empty(num_experts, self.branches, self.rows, groups)
+        num_experts = codes.shape[0]
+        plain_sf = codes.new_empty(num_experts, self.branches, self.rows, self.groups)
         for expert in range(num_experts):
             atoms = sf[expert].reshape(-1, 32, 4, self.num_words)
             words = self._in_branches(atoms.transpose(1, 2).reshape(self.total_rows, self.num_words))
-            plain_sf[expert] = words.view(torch.uint8)[:, : self.rows, :groups]
+            plain_sf[expert] = words.view(torch.uint8)[:, : self.rows, : self.groups]
         return self._unpack_codes(codes), plain_sf.flatten(1, 2)
 
     def code_position(self, row: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (byte of the expert's codes, its low bit 0 or 4) of the code at checkpoint (row, k); twin of `pack`."""
+        """Return (byte of the expert's codes, its low bit 0 or 4) of the code at checkpoint (row, k)."""
         return self.packed_row(row) * (self.padded_k // 2) + k // 2, k % 2 * 4
 
     def scale_byte(self, row: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

@@ -186,9 +186,14 @@ class Sm90WeightLayout:
             )
 
     @property
+    def branches(self) -> int:
+        """2 where the checkpoint has gate rows and then up rows, else 1."""
+        return self.row_order.branches
+
+    @property
     def checkpoint_rows(self) -> int:
         """Rows of the checkpoint's tensor: both branches."""
-        return self.rows * self.row_order.branches
+        return self.rows * self.branches
 
     @property
     def padded_rows(self) -> int:
@@ -203,7 +208,7 @@ class Sm90WeightLayout:
     @property
     def num_tiles(self) -> int:
         """Blocks of 256 packed rows."""
-        return self.padded_rows * self.row_order.branches // TILE_ROWS
+        return self.padded_rows * self.branches // TILE_ROWS
 
     @property
     def num_stages(self) -> int:
@@ -239,7 +244,7 @@ class Sm90WeightLayout:
             out = torch.empty(num_experts, self.bytes_per_expert, dtype=torch.uint8, device=codes.device)
         else:
             self._check("out", out, (self.bytes_per_expert,))
-        branches = self.row_order.branches
+        branches = self.branches
         # Allocated once for all experts; what lies outside the checkpoint's rows and K stays zero.
         padded_codes = codes.new_zeros(branches, self.padded_rows, self.padded_k // 2)
         padded_sf = codes.new_zeros(branches, self.padded_rows, self.padded_k // GROUP_K)
@@ -255,7 +260,7 @@ class Sm90WeightLayout:
     def unpack(self, data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `pack` got: uint8 [E, checkpoint_rows, K/2], float8_e4m3fn [E, checkpoint_rows, K/16]."""
         self._check("data", data, (self.bytes_per_expert,))
-        num_experts, branches = data.shape[0], self.row_order.branches
+        num_experts, branches = data.shape[0], self.branches
         codes = data.new_empty(num_experts, branches, self.rows, self.k // 2)
         sf = data.new_empty(num_experts, branches, self.rows, self.k // GROUP_K)
         padded_codes = data.new_empty(branches, self.padded_rows, self.padded_k // 2)
