@@ -1,0 +1,209 @@
+"""What runs kernels: the plan of a launch, the interface of a backend, and which backend a call takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from megamoe_jit import env
+from megamoe_jit.errors import ArgumentError, UnsupportedError
+from megamoe_jit.runtime.launch import KernelSignature, Param, check_params, parse_signature
+
+BACKENDS = ("cuda", "emulator", "reference")
+Dims = tuple[int, int, int]
+
+_MAX_GRID = (2**31 - 1, 65535, 65535)
+_MAX_BLOCK = (1024, 1024, 64)
+_MAX_THREADS = 1024
+_MAX_CLUSTER = 16  # 8 on every device; 16 where non-portable sizes are allowed
+_MAX_SMEM_BYTES = 227 * 1024
+
+
+class CompiledCode(Protocol):
+    """What one compile left: `jit.compile.Artifact`."""
+
+    @property
+    def ptx(self) -> str:
+        """PTX text."""
+        ...
+
+    @property
+    def cubin(self) -> bytes:
+        """Machine code of one target."""
+        ...
+
+
+class LoadableKernel(Protocol):
+    """A kernel that can be launched: `jit.build.BuiltKernel`."""
+
+    @property
+    def kernel_name(self) -> str:
+        """The entry's symbol."""
+        ...
+
+    @property
+    def artifact(self) -> CompiledCode:
+        """Its code."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LaunchPlan:
+    """A launch, complete but for its stream: kernel, dimensions, shared memory, attributes, parameters.
+
+    Attributes:
+        grid, block, cluster: (x, y, z); `cluster` divides `grid`.
+        smem_bytes: dynamic shared memory of a block.
+        cooperative: all blocks must be resident at once (grid-wide waits need it).
+        pdl: programmatic stream serialisation: the kernel may start before the one ahead of it in the stream has ended,
+            and must execute griddepcontrol.wait before it reads what that one wrote.
+
+    Raises ArgumentError when a dimension is out of CUDA's range, or when parameters or dimensions differ from what the
+    kernel's PTX declares (.param list, .maxntid, .reqntid, .reqnctapercluster).
+    """
+
+    kernel: LoadableKernel
+    grid: Dims
+    block: Dims
+    cluster: Dims = (1, 1, 1)
+    smem_bytes: int = 0
+    cooperative: bool = False
+    pdl: bool = False
+    params: tuple[Param, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check dimensions and parameters."""
+        reason = reject_dims(self.grid, self.block, self.cluster, self.smem_bytes) or self._reject_signature()
+        if reason:
+            raise ArgumentError(f"cannot launch {self.kernel.kernel_name}: {reason}")
+        check_params(self.signature, self.params)
+
+    @property
+    def signature(self) -> KernelSignature:
+        """What the kernel's PTX declares."""
+        return parse_signature(self.kernel.artifact.ptx, self.kernel.kernel_name)
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of a block."""
+        return math.prod(self.block)
+
+    def describe(self) -> str:
+        """Return one line on the launch's shape."""
+        text = f"{self.kernel.kernel_name} with grid={self.grid} block={self.block} cluster={self.cluster}"
+        text += f" smem={self.smem_bytes} B"
+        return text + (" cooperative" if self.cooperative else "") + (" pdl" if self.pdl else "")
+
+    def _reject_signature(self) -> str | None:
+        signature = self.signature
+        if signature.max_threads is not None and self.num_threads > signature.max_threads:
+            return (
+                f"block={self.block} has {self.num_threads} threads, and the kernel was compiled for at most "
+                f"{signature.max_threads} (__launch_bounds__). Use a smaller block, or compile for a larger one."
+            )
+        for name, given, required in (
+            ("block", self.block, signature.required_block),
+            ("cluster", self.cluster, signature.required_cluster),
+        ):
+            if required is not None and given != required:
+                return (
+                    f"{name}={given}, and the kernel was compiled for exactly {required}. Use that, or compile it "
+                    "again."
+                )
+        return None
+
+
+def reject_dims(grid: Dims, block: Dims, cluster: Dims, smem_bytes: int) -> str | None:
+    """Return why no device takes a launch of this shape, or None."""
+    for name, dims, limits in (
+        ("grid", grid, _MAX_GRID),
+        ("block", block, _MAX_BLOCK),
+        ("cluster", cluster, (_MAX_CLUSTER,) * 3),
+    ):
+        if len(dims) != 3:
+            return f"{name}={dims} has {len(dims)} dimensions. Give x, y and z."
+        for axis, value, limit in zip("xyz", dims, limits, strict=True):
+            if not 1 <= value <= limit:
+                return (
+                    f"{name}={dims} has {axis}={value}, and CUDA takes 1 to {limit}. Skip an empty launch, and loop "
+                    "inside the kernel for more."
+                )
+    if math.prod(block) > _MAX_THREADS:
+        return f"block={block} has {math.prod(block)} threads, and a block has at most {_MAX_THREADS}. Use fewer warps."
+    if math.prod(cluster) > _MAX_CLUSTER:
+        return (
+            f"cluster={cluster} has {math.prod(cluster)} blocks, and a cluster has at most {_MAX_CLUSTER}. Use a "
+            "smaller one."
+        )
+    if any(extent % size for extent, size in zip(grid, cluster, strict=True)):
+        return f"cluster={cluster} does not divide grid={grid}. Round the grid up to a multiple of the cluster."
+    if not 0 <= smem_bytes <= _MAX_SMEM_BYTES:
+        return (
+            f"smem_bytes={smem_bytes}, and a block has at most {_MAX_SMEM_BYTES} bytes of shared memory. Use fewer "
+            "stages or smaller tiles."
+        )
+    return None
+
+
+class Launchable(Protocol):
+    """A launch whose kernel is loaded and whose parameters are packed: repeating it is cheap."""
+
+    def update(self, index: int, value: Any) -> None:
+        """Set parameter `index` to another value of its kind."""
+        ...
+
+    def patch(self, index: int, offset: int, data: bytes) -> None:
+        """Overwrite bytes of the struct parameter `index`."""
+        ...
+
+    def launch(self, stream: int | None = None) -> None:
+        """Enqueue the kernel on a stream handle, torch's current stream by default."""
+        ...
+
+
+class Backend(Protocol):
+    """Runs launch plans; above it nothing asks which backend it has."""
+
+    @property
+    def name(self) -> str:
+        """One of BACKENDS."""
+        ...
+
+    def prepare(self, plan: LaunchPlan) -> Launchable:
+        """Load the plan's kernel and pack its parameters: the launch itself neither allocates nor synchronises."""
+        ...
+
+    def launch(self, plan: LaunchPlan, stream: int | None = None) -> None:
+        """Prepare `plan` and launch it once."""
+        ...
+
+
+def resolve_backend(name: str | None, device: torch.device | str) -> str:
+    """Return the backend that a call takes: "cuda", "emulator" or "reference".
+
+    `name` decides when given, then MEGAMOE_JIT_BACKEND, then the device of the tensors: cuda tensors run kernels,
+    others the reference. Raises ArgumentError for an unknown name or one that cannot serve the device, UnsupportedError
+    for the emulator.
+    """
+    device = torch.device(device)
+    given = f"backend={name!r}"
+    if name is None:
+        name = env.BACKEND.get()
+        given = f"{env.BACKEND.name}={name}"
+    if name is None:
+        return "cuda" if device.type == "cuda" else "reference"
+    if name not in BACKENDS:
+        raise ArgumentError(f"{given} is no backend. Use one of {', '.join(BACKENDS)}.")
+    if name == "emulator":
+        raise UnsupportedError(
+            f'{given}: this version has no emulator. Use backend="reference", which runs on any device.'
+        )
+    if name == "cuda" and device.type != "cuda":
+        raise ArgumentError(
+            f"{given} runs kernels on a GPU, and the tensors are on {device}. Move them to a CUDA device, or use "
+            'backend="reference".'
+        )
+    return name
