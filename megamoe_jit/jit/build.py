@@ -91,7 +91,7 @@ def _compile_once(
 ) -> BuiltKernel:
     if env.CACHE_ONLY.get():
         raise _missing(key, cache)
-    with cache.lock(key):
+    with cache.lock(key.entry_name):
         # While this thread waited for the lock, another thread or another process may have built the kernel.
         if (built := cache.recall_key(key)) is not None:
             return built

@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING
 
 from megamoe_jit import env
 from megamoe_jit.jit.built import BuiltKernel
-from megamoe_jit.jit.entry import DamagedEntryError, KernelRecord, read_entry, sync_folder, write_entry
+from megamoe_jit.jit.entry import (
+    DamagedEntryError,
+    EntryInfo,
+    KernelRecord,
+    entry_info,
+    folder_bytes,
+    last_used,
+    read_entry,
+    sync_folder,
+    write_entry,
+)
 from megamoe_jit.jit.key import KernelKey
 from megamoe_jit.jit.places import default_cache_dir
 from megamoe_jit.jit.render import RenderedSource
@@ -59,7 +69,7 @@ class KernelCache:
         self._by_identity: dict[tuple[int, Hashable], tuple[KernelDescription, BuiltKernel]] = {}
         self._by_value: dict[tuple[KernelDescription, Hashable], BuiltKernel] = {}
         self._by_key: dict[KernelKey, BuiltKernel] = {}
-        self._thread_locks: dict[KernelKey, threading.RLock] = {}
+        self._thread_locks: dict[str, threading.RLock] = {}
         self._mutex = threading.Lock()
         self._has_warned = False
 
@@ -141,17 +151,17 @@ class KernelCache:
         return record
 
     @contextlib.contextmanager
-    def lock(self, key: KernelKey) -> Iterator[None]:
-        """Hold `key` among the threads of this process and, where the folder allows, among all processes.
+    def lock(self, entry_name: str) -> Iterator[None]:
+        """Hold an entry among the threads of this process and, where the folder allows, among all processes.
 
         The lock only saves double work. Where it cannot be had (read-only folder, no lock support, a holder that takes
         longer than the time-out) building goes on without it, and the atomic publication keeps the cache right.
         """
         with self._mutex:
-            thread_lock = self._thread_locks.setdefault(key, threading.RLock())
+            thread_lock = self._thread_locks.setdefault(entry_name, threading.RLock())
         with thread_lock, contextlib.ExitStack() as stack:
             if self.path is not None:
-                self._lock_file(stack, self.path / "locks" / f"{key.entry_name}.lock")
+                self._lock_file(stack, self.path / "locks" / f"{entry_name}.lock")
             yield
 
     def _lock_file(self, stack: contextlib.ExitStack, path: Path) -> None:
@@ -220,7 +230,39 @@ class KernelCache:
                 return folder
         return None
 
-    # --- size ---
+    # --- contents ---
+
+    def entries(self) -> list[EntryInfo]:
+        """Return what the folder holds, by name. Reads each meta.json only; `verify` reads all files."""
+        return [entry_info(folder) for folder in self.folders()]
+
+    def verify(self, *, set_aside: bool = True) -> list[EntryInfo]:
+        """Check every digest of every entry; return all entries, the damaged ones with what is wrong in `damage`.
+
+        `set_aside` moves damaged entries away, so that their kernels are built again when next needed.
+        """
+        return [self._verify(folder, set_aside) for folder in self.folders()]
+
+    def _verify(self, folder: Path, set_aside: bool) -> EntryInfo:
+        info = entry_info(folder, check_files=True)
+        if info.damage is None or not set_aside:
+            return info
+        with self.lock(folder.name):
+            info = entry_info(folder, check_files=True)  # it may have been built again before we had the lock
+            if info.damage is not None:
+                logger.warning("cache entry %s is damaged (%s); it is set aside", folder, info.damage)
+                self.set_aside(folder)
+        return info
+
+    def clear(self) -> int:
+        """Remove all kernels, in memory and on disk, and what was set aside; return how many were on disk."""
+        self.forget()
+        count = sum(self.remove(folder) for folder in self.folders())
+        if self.path is not None:
+            for name in ("damaged", "failed"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+        self.sweep()
+        return count
 
     def evict(self, *, keep: str = "") -> list[str]:
         """Remove the entries not loaded for the longest time until the cap holds; return their names. `keep` stays.
@@ -233,7 +275,7 @@ class KernelCache:
             return []
         sizes = {folder: folder_bytes(folder) for folder in self.folders()}
         total, removed = sum(sizes.values()), list[str]()
-        for folder in sorted(sizes, key=_last_used):
+        for folder in sorted(sizes, key=last_used):
             if total <= cap:
                 break
             if folder.name != keep and self.remove(folder):
@@ -259,7 +301,7 @@ class KernelCache:
         if self.path is None:
             return
         for folder in _subfolders(self.path / "staging"):
-            if _last_used(folder) < time.time() - older_than_s:
+            if last_used(folder) < time.time() - older_than_s:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def folders(self) -> list[Path]:
@@ -297,15 +339,6 @@ def default_cache() -> KernelCache:
     return cache
 
 
-def folder_bytes(folder: Path) -> int:
-    """Return the bytes of the files in `folder`."""
-    total = 0
-    with contextlib.suppress(OSError):
-        for file in folder.iterdir():
-            total += file.stat().st_size
-    return total
-
-
 def _file_lock(path: Path) -> filelock.BaseFileLock:
     """An exclusive flock: the operating system drops it when its holder ends, however it ends."""
     import filelock
@@ -317,13 +350,6 @@ def _file_lock(path: Path) -> filelock.BaseFileLock:
         return filelock.FileLock(path)
 
 
-def _last_used(folder: Path) -> float:
-    try:
-        return folder.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 def _subfolders(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir())
@@ -332,7 +358,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _keep_newest(folder: Path, count: int) -> None:
-    for old in sorted(_subfolders(folder), key=_last_used)[:-count]:
+    for old in sorted(_subfolders(folder), key=last_used)[:-count]:
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -72,6 +73,69 @@ class KernelRecord:
 
     def _contents(self) -> dict[str, bytes]:
         return {CUBIN: self.artifact.cubin, PTX: self.artifact.ptx.encode(), SOURCE: self.source.encode()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EntryInfo:
+    """What a cache says of one entry. `damage` says what is wrong with it; the fields below are None where that hides them."""
+
+    name: str
+    path: Path
+    size_bytes: int
+    last_used: datetime  # when it was last loaded or built
+    damage: str | None
+    kernel_name: str | None = None
+    arch: str | None = None
+    key: str | None = None
+    created: str | None = None
+    nvrtc: str | None = None
+    compile_s: float | None = None
+    resources: Resources | None = None
+
+
+def entry_info(folder: Path, *, check_files: bool = False) -> EntryInfo:
+    """Describe the entry in `folder`; `check_files` verifies all of it, not only meta.json."""
+    common: dict[str, Any] = {
+        "name": folder.name,
+        "path": folder,
+        "size_bytes": folder_bytes(folder),
+        "last_used": datetime.fromtimestamp(last_used(folder), tz=timezone.utc),
+    }
+    try:
+        meta = read_entry(folder).meta() if check_files else read_meta(_read(folder / META))
+        key = KernelKey(kernel_name=meta["kernel_name"], arch=meta["arch"], digest=meta["key"])
+        if key.entry_name != folder.name:
+            raise DamagedEntryError(f"{META} is that of {key}")
+        return EntryInfo(
+            **common,
+            damage=None,
+            kernel_name=key.kernel_name,
+            arch=key.arch,
+            key=key.digest,
+            created=meta["created"],
+            nvrtc=".".join(map(str, meta["nvrtc"])),
+            compile_s=meta["compile_s"],
+            resources=Resources(**meta["resources"]),
+        )
+    except (DamagedEntryError, KeyError, TypeError, OSError) as error:
+        return EntryInfo(**common, damage=str(error))
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of the files in `folder`; 0 when it is gone."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for file in folder.iterdir():
+            total += file.stat().st_size
+    return total
+
+
+def last_used(folder: Path) -> float:
+    """Return the time of `folder` in seconds since the epoch, which for an entry is when it was last used; 0 when gone."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def json_value(value: object) -> Any:
