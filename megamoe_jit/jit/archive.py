@@ -10,8 +10,10 @@ import contextlib
 import gzip
 import io
 import logging
+import re
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from megamoe_jit.jit.entry import ENTRY_FILES, DamagedEntryError, KernelRecord, 
 logger = logging.getLogger("megamoe_jit.archive")
 
 _ROOT = "kernels"
+_ENTRY_NAME = re.compile(r"[A-Za-z0-9_]+-sm_[0-9a-z]+-[0-9a-f]{32}")
 _MAX_FILE_BYTES = 256 << 20
 
 
@@ -46,7 +49,7 @@ def pack(cache: KernelCache, archive: Path | str, *, names: Collection[str] | No
         raise CacheError(f"{cache} has no entry {unknown[0]!r}. `megamoe-jit cache list` shows those that it has.")
     packed = []
     try:
-        with _replacing(archive) as temporary, _writer(temporary, is_zipped=_is_zipped(archive)) as tar:
+        with _replacing(archive) as temporary, _writer(temporary, is_zipped=archive.suffix in (".gz", ".tgz")) as tar:
             for name in sorted(folders if names is None else names):
                 try:
                     record = read_entry(folders[name])
@@ -72,7 +75,7 @@ def unpack(archive: Path | str, cache: KernelCache) -> Unpacked:
     """
     archive = Path(archive)
     try:
-        with tarfile.open(archive, "r:*") as tar:
+        with tarfile.open(archive, "r:gz" if _is_gzip(archive) else "r:") as tar:
             members = _check_members(tar)
             for name, files in members.items():
                 _read_record(tar, name, files)
@@ -88,7 +91,7 @@ def unpack(archive: Path | str, cache: KernelCache) -> Unpacked:
                     )
                 else:
                     added.append(name)
-    except (OSError, tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
         raise CacheError(
             f"{archive} is no readable archive of kernels: {error}. Pack it again with `cache pack`."
         ) from error
@@ -100,10 +103,8 @@ def _check_members(tar: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]
     entries: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in tar:
         parts = member.name.split("/")
-        is_entry_file = (
-            len(parts) == 3 and parts[0] == _ROOT and parts[2] in ENTRY_FILES and parts[1] not in ("", ".", "..")
-        )
-        if not (is_entry_file and member.isreg()):
+        is_entry_file = len(parts) == 3 and parts[0] == _ROOT and parts[2] in ENTRY_FILES
+        if not (is_entry_file and _ENTRY_NAME.fullmatch(parts[1]) and member.isreg()):
             raise _refuse(f"member {member.name!r} is no plain file of a kernel")
         if member.size > _MAX_FILE_BYTES:
             raise _refuse(f"member {member.name!r} has {member.size} bytes, more than any kernel's file")
@@ -138,8 +139,9 @@ def _refuse(reason: str) -> CacheError:
     )
 
 
-def _is_zipped(archive: Path) -> bool:
-    return archive.suffix in (".gz", ".tgz")
+def _is_gzip(archive: Path) -> bool:
+    with archive.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 @contextlib.contextmanager
@@ -160,10 +162,8 @@ def _writer(path: Path, *, is_zipped: bool) -> Iterator[tarfile.TarFile]:
     with contextlib.ExitStack() as stack:
         stream: io.IOBase = stack.enter_context(path.open("wb"))
         if is_zipped:  # without the time and name that gzip headers carry
-            stream = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0))  # type:
-            ignore[arg - type]
-        yield stack.enter_context(tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT))  # type:
-        ignore[arg - type]
+            stream = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0))
+        yield stack.enter_context(tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -77,7 +77,7 @@ class KernelRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EntryInfo:
-    """What a cache says of one entry. `damage` says what is wrong with it; the fields below are None where that hides them."""
+    """What a cache says of one entry. `damage` says what is wrong with it, and then the fields below it are None."""
 
     name: str
     path: Path
@@ -131,7 +131,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def last_used(folder: Path) -> float:
-    """Return the time of `folder` in seconds since the epoch, which for an entry is when it was last used; 0 when gone."""
+    """Return the time of `folder` in seconds since the epoch: for an entry, of its last use; 0 when it is gone."""
     try:
         return folder.stat().st_mtime
     except OSError:
