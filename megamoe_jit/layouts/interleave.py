@@ -18,11 +18,6 @@ from megamoe_jit.errors import ArgumentError
 GRANULE = 8
 
 
-def round_up(value: int, multiple: int) -> int:
-    """Return the least multiple of `multiple` that is at least `value`."""
-    return -(-value // multiple) * multiple
-
-
 def interleaved_row(row: torch.Tensor, intermediate: int, *, granule: int = GRANULE) -> torch.Tensor:
     """Return where checkpoint row(s) `row` of [gate; up], `intermediate` rows each, lie after interleaving."""
     branch, i = row // intermediate, row % intermediate

@@ -25,7 +25,7 @@ from __future__ import annotations
 import torch
 
 from megamoe_jit.errors import ArgumentError
-from megamoe_jit.layouts.interleave import round_up
+from megamoe_jit.layouts.struct import round_up
 
 ATOM_ROWS = 128
 ATOM_GROUPS = 4

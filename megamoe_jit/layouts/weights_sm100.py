@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from megamoe_jit.errors import ArgumentError
-from megamoe_jit.layouts.interleave import GRANULE, interleaved_row, round_up
+from megamoe_jit.layouts.interleave import GRANULE, interleaved_row
 from megamoe_jit.layouts.scales import ATOM_GROUPS, ATOM_ROWS, utccp_place
+from megamoe_jit.layouts.struct import round_up
 
 PAIR_ROWS = 2 * ATOM_ROWS  # rows of a CTA pair's tile
 K_MULTIPLE = 128  # one SF word of gran_k 32, two of gran_k 16; half a 256-element TMA box is filled with zeros

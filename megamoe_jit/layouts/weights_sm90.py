@@ -29,6 +29,7 @@ import torch
 
 from megamoe_jit.errors import ArgumentError
 from megamoe_jit.layouts.bits import BitPermutation
+from megamoe_jit.layouts.struct import round_up
 
 TILE_ROWS = 256  # packed rows of a block
 STAGE_K = 128  # K of a block
@@ -198,12 +199,12 @@ class Sm90WeightLayout:
     @property
     def padded_rows(self) -> int:
         """Rows of one branch after padding."""
-        return -(-self.rows // self.row_order.row_multiple) * self.row_order.row_multiple
+        return round_up(self.rows, self.row_order.row_multiple)
 
     @property
     def padded_k(self) -> int:
         """K after padding."""
-        return -(-self.k // self.k_multiple) * self.k_multiple
+        return round_up(self.k, self.k_multiple)
 
     @property
     def num_tiles(self) -> int:

@@ -10,7 +10,6 @@ from megamoe_jit.layouts.interleave import (
     interleave_gate_up,
     interleaved_row,
     pad_branches,
-    round_up,
 )
 
 granules = st.sampled_from([1, 2, 8, 16])
@@ -48,11 +47,6 @@ def test_no_padding_is_no_copy() -> None:
     rows = torch.zeros(1, 4, 4)
     assert pad_branches(rows, branches=2, padded_rows=2, padded_width=4) is rows
     assert crop_branches(rows, branches=2, count=2, width=4) is rows
-
-
-@pytest.mark.parametrize(("value", "multiple", "expected"), [(0, 8, 0), (1, 8, 8), (8, 8, 8), (2880, 256, 3072)])
-def test_round_up(value: int, multiple: int, expected: int) -> None:
-    assert round_up(value, multiple) == expected
 
 
 @pytest.mark.parametrize("shape", [(12, 4), (2, 24, 3), (16,)])
