@@ -1,0 +1,323 @@
+"""The public calls: buffer, staging, the fused MoE, and the one-object form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megamoe_jit.arch import Arch, get_arch
+from megamoe_jit.errors import ArgumentError
+from megamoe_jit.formats.activation import ActivationSpec
+from megamoe_jit.formats.moe_weights import MoeWeights
+from megamoe_jit.ops.checks import as_activation, check_call, check_recipe_tuple, check_tokens, default_arch
+from megamoe_jit.ops.plan import MoePlan
+from megamoe_jit.ops.tokens import quantize_tokens, token_values
+from megamoe_jit.ops.weights import TransformedWeights, transform_weights, untransform_weights
+from megamoe_jit.recipes.choose import check_target
+from megamoe_jit.recipes.problem import Problem
+from megamoe_jit.recipes.recipe import Recipe, default_recipe, get_recipe
+from megamoe_jit.runtime.backend import resolve_backend
+from megamoe_jit.runtime.reference import run_reference
+from megamoe_jit.runtime.symmetric import SymmBuffer, check_routing
+
+_CAPACITY_STEP = 128
+
+
+def get_symm_buffer_for_nvfp4_mega_moe(
+    group: Any,
+    num_experts: int,
+    num_max_tokens_per_rank: int,
+    num_topk: int,
+    hidden: int,
+    intermediate_hidden: int,
+    *,
+    recipe: str | Recipe | None = None,
+    arch: str | Arch | None = None,
+    device: torch.device | str | None = None,
+    topk_idx_dtype: torch.dtype = torch.int64,
+    packed_sf: bool = True,
+) -> SymmBuffer:
+    """Return the buffer that tokens and routing are put in before each call; one buffer serves all layers of a model.
+
+    Args:
+        group: torch.distributed process group of the expert-parallel ranks, or None for one rank.
+        num_experts: experts of all ranks, 1..384.
+        num_max_tokens_per_rank: capacity in tokens.
+        num_topk: experts a token goes to, 1..16.
+        hidden: model width.
+        intermediate_hidden: width between the GEMMs, after gating.
+        recipe: what is multiplied by what (`list_recipes()`); the device's default for NVFP4 weights when None.
+        arch: compile target; that of the device when None.
+        device: torch's current CUDA device where there is one, else the CPU.
+        topk_idx_dtype: torch.int64 or torch.int32, dtype of the view `topk_idx`.
+        packed_sf: whether block scale factors in the view `x_sf` are packed four to an int32 (see SymmBuffer).
+
+    Raises ArgumentError for sizes out of range, UnsupportedError for an unknown recipe or target.
+    """
+    device = _device(device)
+    arch = get_arch(arch) if arch is not None else default_arch(device)
+    if topk_idx_dtype not in (torch.int32, torch.int64):
+        raise ArgumentError(f"topk_idx_dtype={topk_idx_dtype}, but indices are torch.int32 or torch.int64. Pass one of them.")
+    problem = Problem(
+        hidden=hidden,
+        intermediate=intermediate_hidden,
+        num_experts=num_experts,
+        num_topk=num_topk,
+        max_tokens_per_rank=num_max_tokens_per_rank,
+        num_ranks=1 if group is None else group.size(),
+        topk_idx_bytes=topk_idx_dtype.itemsize,
+    )
+    chosen = get_recipe(recipe) if recipe is not None else default_recipe(arch)
+    return SymmBuffer(problem=problem, recipe=chosen, arch=arch, device=device, group=group, packed_sf=packed_sf)
+
+
+def stage_tokens(x: Tensor, topk_idx: Tensor, topk_weights: Tensor, sym_buffer: SymmBuffer, *, backend: str | None = None) -> None:
+    """Quantise BF16 tokens into `sym_buffer` for the next call, in one launch; the views of the buffer are not needed then.
+
+    x: bfloat16 [num_tokens, hidden], dense rows. topk_idx: int32 or int64 [num_tokens, num_topk], -1 where not routed.
+    topk_weights: float32 of the same shape. Rounding: the recipe's L1 activations (docs/numerics.md). Raises ArgumentError.
+    """
+    check_routing(
+        topk_idx, topk_weights, num_topk=sym_buffer.num_topk, capacity=sym_buffer.num_max_tokens_per_rank, device=sym_buffer.device
+    )
+    check_tokens(x, topk_idx.shape[0], sym_buffer)
+    if resolve_backend(backend, sym_buffer.device) == "reference":
+        codes, x_sf, x_scales = quantize_tokens(x, sym_buffer.recipe)
+        sym_buffer.fill(codes, x_sf, topk_idx, topk_weights, x_scales=x_scales)
+        return
+    _plan(sym_buffer, sym_buffer.problem).stage(x, None, topk_idx, topk_weights)
+
+
+def fp8_nvfp4_mega_moe(
+    y: Tensor,
+    l1_weights: TransformedWeights,
+    l2_weights: TransformedWeights,
+    sym_buffer: SymmBuffer,
+    cumulative_local_expert_recv_stats: Tensor | None = None,
+    recipe: Sequence[int] | None = None,
+    activation: str | ActivationSpec = "swiglu",
+    activation_clamp: float | None = None,
+    fast_math: bool = True,
+    *,
+    activation_alpha: float = 1.0,
+    activation_up_bias: float = 0.0,
+    routed_scaling_factor: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Run the fused MoE on the tokens in `sym_buffer`: y = routed_scaling_factor x sum over slots of weight x expert(token).
+
+    The tokens are those of the last `stage_tokens`, or, without one since the last call, the first y.shape[0] rows of the
+    buffer's views as the caller filled them.
+
+    Args:
+        y: bfloat16 [num_tokens, hidden], dense rows; written, and returned. Its rows say how many tokens the call has.
+        l1_weights: gate and up, from `transform_nvfp4_weights_for_mega_moe` or `transform_weights`.
+        l2_weights: down, from the same call.
+        sym_buffer: from `get_symm_buffer_for_nvfp4_mega_moe`, of the same recipe and sizes.
+        cumulative_local_expert_recv_stats: int32 [local experts]; each expert's tokens are added to it.
+        recipe: (gran_m, gran_n, gran_k) of the weights' scale factors: (1, 1, 16) for NVFP4, (1, 1, 32) for MXFP4; None takes
+            the weights'.
+        activation: "swiglu", "gelu", "relu2", or an ActivationSpec, which then carries clamp, alpha and bias itself.
+        activation_clamp: gate is clamped above, up on both sides, before the activation; None for no clamp.
+        fast_math: approximate exponential and reciprocal (relative error about 2^-22 each) in the activation.
+        activation_alpha: factor of the gate inside SwiGLU's sigmoid.
+        activation_up_bias: added to up.
+        routed_scaling_factor: multiplies the sum over slots, in FP32.
+        backend: "cuda" or "reference"; by default that of the tensors' device.
+
+    Rounding, in order (fp8_nvfp4 | bf16_nvfp4): weights to E4M3 | none; activation to E4M3 per 128 | BF16; partials (after the
+    top-k weight) to BF16; sum over slots in slot order in FP32; y to BF16. docs/numerics.md has every recipe's.
+
+    Raises ArgumentError for shapes, dtypes, strides or devices that do not fit, UnsupportedError where no kernel serves the
+    recipe, LaunchError when a kernel stopped itself.
+    """
+    spec = as_activation(activation, clamp=activation_clamp, alpha=activation_alpha, up_bias=activation_up_bias)
+    check_recipe_tuple(recipe, l1_weights)
+    check_call(y, l1_weights, l2_weights, sym_buffer, cumulative_local_expert_recv_stats, spec)
+    problem = _call_problem(sym_buffer, spec, fast_math)
+    num_tokens = y.shape[0]
+    if resolve_backend(backend, sym_buffer.device) == "reference":
+        run_reference(
+            token_values(sym_buffer, num_tokens),
+            sym_buffer.topk_idx[:num_tokens],
+            sym_buffer.topk_weights[:num_tokens],
+            untransform_weights(l1_weights, l2_weights),
+            recipe=sym_buffer.recipe,
+            activation=spec,
+            routed_scaling_factor=routed_scaling_factor,
+            expert_offset=sym_buffer.experts_start_idx,
+            x_is_rounded=True,
+            recv_stats=cumulative_local_expert_recv_stats,
+            out=y,
+        )
+        return y
+    plan = _plan(sym_buffer, problem)
+    staged = sym_buffer.num_staged
+    if staged is None:
+        plan.stage_views(num_tokens)
+    elif staged != num_tokens:
+        raise ArgumentError(
+            f"y has {num_tokens} rows, but {staged} tokens were staged. Pass y with as many rows, or stage the tokens of this call."
+        )
+    plan.run(y, l1_weights, l2_weights, cumulative_local_expert_recv_stats, routed_scaling_factor)
+    return y
+
+
+class MegaMoE:
+    """One MoE layer: weights, buffers and prepared kernels behind a call `moe(x, topk_idx, topk_weights) -> y`.
+
+    Args:
+        weights: MoeWeights of a checkpoint, or the pair that `transform_weights` returned.
+        recipe: a recipe's name; the default of device and checkpoint when None.
+        num_topk: experts a token goes to; taken from the first call when None.
+        max_tokens_per_rank: capacity; when None, made for the first call and enlarged when a call has more tokens.
+        activation: "swiglu", "gelu", "relu2", or an ActivationSpec (alpha, up bias, clamp).
+        activation_clamp: clamp of a named activation.
+        fast_math: approximate exponential and reciprocal in the activation.
+        routed_scaling_factor: multiplies the sum over slots.
+        backend: "cuda" or "reference"; by default that of the weights' device.
+        arch: compile target; that of the device when None.
+        sym_buffer: a buffer to share with other layers; else the layer makes its own.
+
+    Raises ArgumentError and UnsupportedError as `fp8_nvfp4_mega_moe` does.
+    """
+
+    def __init__(
+        self,
+        weights: MoeWeights | tuple[TransformedWeights, TransformedWeights],
+        *,
+        recipe: str | Recipe | None = None,
+        num_topk: int | None = None,
+        max_tokens_per_rank: int | None = None,
+        activation: str | ActivationSpec = "swiglu",
+        activation_clamp: float | None = None,
+        fast_math: bool = True,
+        routed_scaling_factor: float = 1.0,
+        backend: str | None = None,
+        arch: str | Arch | None = None,
+        sym_buffer: SymmBuffer | None = None,
+    ) -> None:
+        """Transform the weights where they come from a checkpoint; kernels are built by `prepare` or the first call."""
+        device = weights.device if isinstance(weights, MoeWeights) else weights[0].data.device
+        self.device = device
+        self.backend = resolve_backend(backend, device)
+        self.arch = get_arch(arch) if arch is not None else default_arch(device)
+        if isinstance(weights, MoeWeights):
+            chosen = get_recipe(recipe) if recipe is not None else default_recipe(self.arch, weights.checkpoint)
+            if self.backend == "cuda":
+                check_target(chosen, self.arch)
+            self.l1, self.l2 = transform_weights(weights, chosen, self.arch)
+        else:
+            self.l1, self.l2 = weights
+            chosen = get_recipe(self.l1.recipe)
+            if recipe is not None and get_recipe(recipe) != chosen:
+                raise ArgumentError(
+                    f"recipe={get_recipe(recipe).name}, but the weights were transformed for {chosen.name}. Transform them for the recipe."
+                )
+        self.recipe = chosen
+        self.activation = as_activation(activation, clamp=activation_clamp)
+        self.fast_math = fast_math
+        self.routed_scaling_factor = float(routed_scaling_factor)
+        self.num_topk, self.max_tokens_per_rank = num_topk, max_tokens_per_rank
+        self._buffer = sym_buffer
+        self._owns_buffer = sym_buffer is None
+        if sym_buffer is None and num_topk is not None and max_tokens_per_rank is not None:
+            self._buffer = self._make_buffer(num_topk, max_tokens_per_rank)
+
+    @property
+    def sym_buffer(self) -> SymmBuffer:
+        """The buffer of this layer; raises ArgumentError before the first call unless num_topk and capacity were given."""
+        if self._buffer is None:
+            raise ArgumentError("the layer has no buffer before its first call. Pass num_topk and max_tokens_per_rank to make it at once.")
+        return self._buffer
+
+    def prepare(self) -> None:
+        """Build and load every kernel that calls can need, so that no call compiles (and calls can be captured in a graph)."""
+        if self.backend == "cuda":
+            _plan(self.sym_buffer, _call_problem(self.sym_buffer, self.activation, self.fast_math))
+
+    def __call__(
+        self,
+        x: Tensor,
+        topk_idx: Tensor,
+        topk_weights: Tensor,
+        *,
+        out: Tensor | None = None,
+        recv_stats: Tensor | None = None,
+    ) -> Tensor:
+        """Return y bfloat16 [T, H] for x bfloat16 [T, H], topk_idx int32 or int64 [T, K], topk_weights float32 [T, K].
+
+        `out` is written instead of a new tensor; `recv_stats` int32 [local experts] is added to. Raises as
+        `fp8_nvfp4_mega_moe` does.
+        """
+        buffer = self._buffer_for(topk_idx)
+        stage_tokens(x, topk_idx, topk_weights, buffer, backend=self.backend)
+        y = out if out is not None else torch.empty_like(x)
+        return fp8_nvfp4_mega_moe(
+            y,
+            self.l1,
+            self.l2,
+            buffer,
+            recv_stats,
+            activation=self.activation,
+            fast_math=self.fast_math,
+            routed_scaling_factor=self.routed_scaling_factor,
+            backend=self.backend,
+        )
+
+    def _buffer_for(self, topk_idx: Tensor) -> SymmBuffer:
+        buffer = self._buffer
+        if buffer is not None and (not self._owns_buffer or self.max_tokens_per_rank is not None):
+            return buffer
+        if topk_idx.ndim != 2:
+            raise ArgumentError(f"topk_idx has shape {list(topk_idx.shape)}, but [num_tokens, num_topk] is needed.")
+        num_tokens, num_topk = topk_idx.shape
+        if buffer is None or num_tokens > buffer.num_max_tokens_per_rank:
+            capacity = self.max_tokens_per_rank or max(_CAPACITY_STEP, -(-num_tokens // _CAPACITY_STEP) * _CAPACITY_STEP)
+            self._buffer = buffer = self._make_buffer(self.num_topk or num_topk, capacity)
+        return buffer
+
+    def _make_buffer(self, num_topk: int, max_tokens_per_rank: int) -> SymmBuffer:
+        return get_symm_buffer_for_nvfp4_mega_moe(
+            None,
+            self.l1.num_experts,
+            max_tokens_per_rank,
+            num_topk,
+            self.l1.hidden,
+            self.l1.intermediate,
+            recipe=self.recipe,
+            arch=self.arch,
+            device=self.device,
+            packed_sf=False,
+        )
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _call_problem(buffer: SymmBuffer, activation: ActivationSpec, fast_math: bool) -> Problem:
+    """Return the buffer's problem with a call's arithmetic; the same object again for the same call."""
+    key = ("problem", activation, fast_math)
+    problem: Problem | None = buffer.plans.get(key)
+    if problem is None:
+        problem = buffer.plans[key] = replace(buffer.problem, activation=activation, fast_math=fast_math)
+    return problem
+
+
+def _plan(buffer: SymmBuffer, problem: Problem) -> MoePlan:
+    plan: MoePlan | None = buffer.plans.get(problem)
+    if plan is None:
+        check_target(buffer.recipe, buffer.arch)
+        plan = buffer.plans[problem] = MoePlan(buffer, problem)
+    plan.raise_if_failed()
+    return plan
