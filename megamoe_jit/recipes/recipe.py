@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 from megamoe_jit.arch import Arch, MmaGeneration, get_arch
 from megamoe_jit.errors import UnsupportedError
@@ -56,7 +57,7 @@ class Recipe:
     name: str
     l1_acts: Operand
     l2_acts: Operand
-    checkpoint: str
+    checkpoint: Literal["nvfp4", "mxfp4"]
     weights: Operand
     mma: str
     generation: MmaGeneration

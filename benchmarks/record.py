@@ -1,0 +1,115 @@
+"""The record that every benchmark leaves: a table, and the conditions under which its numbers came about."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+Cell = str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One column of a result: the key in each row, the heading in the pages, and how its numbers are printed."""
+
+    key: str
+    heading: str
+    format: str = ""  # a format specification: ".3g", ",.0f"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """One question's answer, as measured in one run.
+
+    `rows` may hold more keys than `columns` name: those are kept in the JSON and left out of the pages.
+    """
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Mapping[str, Cell], ...]
+    notes: str = ""  # floor, peers, what a number includes
+    conditions: Mapping[str, str] = field(default_factory=lambda: measure_conditions())
+
+
+def measure_conditions() -> dict[str, str]:
+    """Return device, driver, toolkit, versions, commit, command and date of this run."""
+    import torch
+
+    conditions = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
+        "driver": _driver_version(),
+        "nvrtc": _version("nvidia-cuda-nvrtc"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "command": shlex.join(["python", *_script_path(sys.argv)]),
+    }
+    return conditions
+
+
+def save(result: Result, *, folder: Path = RESULTS) -> Path:
+    """Write `result` as `folder/<name>.json` and return the path."""
+    for row in result.rows:
+        missing = [column.key for column in result.columns if column.key not in row]
+        if missing:
+            raise ValueError(
+                f"result {result.name}: row {dict(row)} lacks {', '.join(missing)}, which its columns name"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result.name}.json"
+    path.write_text(json.dumps(asdict(result), indent=1) + "\n")
+    return path
+
+
+def load(path: Path) -> Result:
+    """Read a record that `save` wrote."""
+    fields = json.loads(path.read_text())
+    columns = tuple(Column(**column) for column in fields.pop("columns"))
+    return Result(columns=columns, rows=tuple(fields.pop("rows")), **fields)
+
+
+def load_all(folder: Path = RESULTS) -> dict[str, Result]:
+    """Return every record under `folder` by name; other JSON files (raw data) are passed over."""
+    records = (load(path) for path in sorted(folder.glob("*.json")) if "columns" in json.loads(path.read_text()))
+    return {record.name: record for record in records}
+
+
+def _script_path(argv: Sequence[str]) -> list[str]:
+    script = Path(argv[0]).resolve()
+    root = Path(__file__).parent.parent
+    return [str(script.relative_to(root)) if script.is_relative_to(root) else script.name, *argv[1:]]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _commit() -> str:
+    return _first_line(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"])
+
+
+def _driver_version() -> str:
+    return _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+
+
+def _first_line(command: Sequence[str]) -> str:
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+    return lines[0].strip() if lines else "none"

@@ -1,0 +1,121 @@
+"""Prints tables into README.md and docs/: between markers, from the records in results/ and from the package itself.
+
+A page says where a table goes, and this script fills it in:
+
+    <!-- table: environment -->
+    <!-- end -->
+
+Names are those of records (results/<name>.json) and of the tables that the package knows: `environment`, `recipes`.
+`python -m benchmarks.tables --check` changes nothing and fails when a page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.record import Cell, Column, Result, load_all
+from megamoe_jit import env
+
+ROOT = Path(__file__).resolve().parent.parent
+_MARKED = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; cells may not hold line breaks, and their bars are escaped."""
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (headings, *rows)]
+    lines.insert(1, "|" + "---|" * len(headings))
+    return "\n".join(lines) + "\n"
+
+
+def result_table(result: Result) -> str:
+    """Return the table of a record, with its notes and the conditions that it was measured under."""
+    rows = [[_show(column, row[column.key]) for column in result.columns] for row in result.rows]
+    conditions = ", ".join(f"{name} {value}" for name, value in result.conditions.items() if name != "command")
+    notes = f"\n{result.notes}\n" if result.notes else ""
+    table = markdown_table([column.heading for column in result.columns], rows)
+    command = result.conditions.get("command", "")
+    return f"**{result.title}**\n\n{table}{notes}\n<sub>{conditions}; `{command}`</sub>\n"
+
+
+def _show(column: Column, value: Cell) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return format(value, column.format) if isinstance(value, int | float) else value
+
+
+def recipes_table(results: Mapping[str, Result]) -> str:
+    """Return what each recipe has on each target: one that ran on hardware, one that compiles, or none."""
+    from megamoe_jit.arch import ARCHS
+    from megamoe_jit.cli.support import support_of
+    from megamoe_jit.recipes.recipe import RECIPES
+
+    tested = {
+        (row.get("recipe"), row.get("arch")): result.conditions["device"]
+        for result in results.values()
+        for row in result.rows
+    }
+    targets = list(ARCHS)
+
+    def cell(recipe: str, arch: str) -> str:
+        support = support_of(recipe, arch)
+        if not support.has_kernel:
+            return "reference" if support.is_target else "-"
+        device = tested.get((recipe, arch), "")
+        return f"tested on {device.removeprefix('NVIDIA ')}" if device and "CPU" not in device else "compiles"
+
+    rows = ([f"`{recipe}`", *(cell(recipe, arch) for arch in targets)] for recipe in RECIPES)
+    return markdown_table(("Recipe", *targets), rows)
+
+
+def fill(text: str, tables: Callable[[str], str]) -> str:
+    """Return `text` with everything between its markers replaced."""
+    return _MARKED.sub(lambda match: match[1] + tables(match[2]) + match[3], text)
+
+
+def make_tables(results: Mapping[str, Result]) -> Callable[[str], str]:
+    """Return the function from a marker's name to its table."""
+
+    def table(name: str) -> str:
+        if name == "environment":
+            return env.markdown_table()
+        if name == "recipes":
+            return recipes_table(results)
+        if name in results:
+            return result_table(results[name])
+        return f"_Not measured yet: benchmarks/results/{name}.json is missing._\n"
+
+    return table
+
+
+def pages() -> list[Path]:
+    """Return every page that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Rewrite the pages, or with --check say which are out of date; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when a page is out of date")
+    options = parser.parse_args(args)
+    tables = make_tables(load_all())
+    stale = []
+    for page in pages():
+        text = page.read_text()
+        filled = fill(text, tables)
+        if filled != text:
+            stale.append(page.relative_to(ROOT))
+            if not options.check:
+                page.write_text(filled)
+    for name in stale:
+        print(f"{name}: {'out of date, run: make tables' if options.check else 'rewritten'}")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

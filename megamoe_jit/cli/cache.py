@@ -1,0 +1,127 @@
+"""`megamoe-jit cache`: what the kernel cache holds, and moving it elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from megamoe_jit.cli.output import JsonOption, console, emit_json, format_bytes, print_table
+from megamoe_jit.errors import CacheError
+
+if TYPE_CHECKING:
+    from megamoe_jit.jit.cache import KernelCache
+
+cache_app = typer.Typer(help="List, verify, clear, pack and unpack the kernel cache.", no_args_is_help=True)
+
+ArchiveArgument = Annotated[Path, typer.Argument(help="A .tar or .tar.gz file.")]
+
+
+@cache_app.command("list")
+def list_entries(*, as_json: JsonOption = False) -> None:
+    """List the kernels in the cache."""
+    cache = _cache()
+    entries = cache.entries()
+    total = sum(entry.size_bytes for entry in entries)
+    if as_json:
+        emit_json({"path": str(cache.path), "bytes": total, "entries": [asdict(entry) for entry in entries]})
+        return
+    rows = [
+        (
+            entry.name,
+            entry.damage or (entry.resources and entry.resources.registers),
+            entry.compile_s,
+            format_bytes(entry.size_bytes),
+            f"{entry.last_used:%Y-%m-%d %H:%M}",
+        )
+        for entry in entries
+    ]
+    columns = ("kernel", "registers", "compile s", "size", "last used (UTC)")
+    print_table(f"{cache.path}: {len(entries)} kernels, {format_bytes(total)}", columns, rows)
+
+
+@cache_app.command()
+def verify(*, as_json: JsonOption = False) -> None:
+    """Check every digest; damaged entries are set aside, and built again when next needed."""
+    cache = _cache()
+    entries = cache.verify()
+    damaged = [entry for entry in entries if entry.damage is not None]
+    if as_json:
+        record = {
+            "path": str(cache.path),
+            "whole": len(entries) - len(damaged),
+            "damaged": [asdict(entry) for entry in damaged],
+        }
+        emit_json(record)
+    else:
+        for entry in damaged:
+            console.print(f"damaged, set aside: {entry.name}: {entry.damage}", markup=False, highlight=False)
+        console.print(f"{len(entries) - len(damaged)} kernels are whole, {len(damaged)} were damaged", highlight=False)
+    if damaged:
+        raise typer.Exit(1)
+
+
+@cache_app.command()
+def clear(*, as_json: JsonOption = False) -> None:
+    """Remove every kernel; what is needed again is compiled again."""
+    cache = _cache()
+    count = cache.clear()
+    if as_json:
+        emit_json({"path": str(cache.path), "removed": count})
+    else:
+        console.print(f"{count} kernels removed from {cache.path}", markup=False, highlight=False)
+
+
+@cache_app.command()
+def path(*, as_json: JsonOption = False) -> None:
+    """Print the folder that is in use."""
+    folder = str(_cache().path)
+    if as_json:
+        emit_json({"path": folder})
+    else:
+        print(folder)
+
+
+@cache_app.command()
+def pack(archive: ArchiveArgument, *, as_json: JsonOption = False) -> None:
+    """Write all kernels into one file, for machines that cannot or may not compile."""
+    from megamoe_jit.jit.archive import pack as pack_archive
+
+    packed = pack_archive(_cache(), archive)
+    if not packed:
+        archive.unlink(missing_ok=True)
+        raise CacheError(
+            f"the cache {_cache().path} holds no kernel to pack. Build some with `megamoe-jit warmup --preset ...`."
+        )
+    size = archive.stat().st_size
+    if as_json:
+        emit_json({"archive": str(archive), "bytes": size, "packed": packed})
+    else:
+        console.print(
+            f"{len(packed)} kernels packed into {archive} ({format_bytes(size)})", markup=False, highlight=False
+        )
+
+
+@cache_app.command()
+def unpack(archive: ArchiveArgument, *, as_json: JsonOption = False) -> None:
+    """Add the kernels of an archive to the cache."""
+    from megamoe_jit.jit.archive import unpack as unpack_archive
+
+    cache = _cache()
+    unpacked = unpack_archive(archive, cache)
+    if as_json:
+        emit_json({"path": str(cache.path), **asdict(unpacked)})
+        return
+    console.print(
+        f"{len(unpacked.added)} kernels added to {cache.path}, {len(unpacked.present)} were there",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _cache() -> KernelCache:
+    from megamoe_jit.jit.cache import default_cache
+
+    return default_cache()

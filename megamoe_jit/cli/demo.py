@@ -1,0 +1,214 @@
+"""`megamoe-jit demo`: render, compile and cache the kernels of one layer, run it, and say how far off the result is."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from megamoe_jit.cli.output import JsonOption, console, emit_json, print_table
+from megamoe_jit.cli.warmup import build_one
+from megamoe_jit.errors import CompileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megamoe_jit.formats.moe_weights import MoeWeights
+    from megamoe_jit.ops import MegaMoE
+    from megamoe_jit.recipes import Problem, Recipe
+
+_NUM_TIMED_CALLS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoReport:
+    """What one run of the demo found.
+
+    `cosine` is to the layer without any rounding of activations, `rel_l2` the relative L2 error to the recipe's
+    float64 oracle. `compile_s` is NVRTC's time for the kernels that were not in the cache, `cache` is "hit" when all of
+    them were; `call_ms` is the median of a few calls, the host's part included.
+    """
+
+    backend: str
+    device: str
+    arch: str
+    recipe: str
+    shape: dict[str, int]
+    cosine: float
+    rel_l2: float
+    compile_s: float
+    cache: str
+    kernels: list[dict[str, object]]
+    tensor_maps: list[str]
+    call_ms: float
+    wall_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """A layer with its input: BF16 tokens `x` [T, H], routing [T, K] and the experts' weights."""
+
+    weights: MoeWeights
+    x: Tensor
+    topk_idx: Tensor
+    topk_weights: Tensor
+
+
+def demo(
+    *,
+    hidden: Annotated[int, typer.Option(help="Model width.")] = 1024,
+    intermediate: Annotated[int, typer.Option(help="Expert width after gating.")] = 512,
+    experts: Annotated[int, typer.Option(help="Number of experts.")] = 8,
+    topk: Annotated[int, typer.Option(help="Experts for each token.")] = 2,
+    tokens: Annotated[int, typer.Option(help="Tokens of the call.")] = 64,
+    recipe: Annotated[str | None, typer.Option(help="A recipe. Default: the target's for NVFP4 weights.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Target to compile for. Default: this machine's GPU, else sm_90a.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, tokens and routing.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile the kernels of a random layer, run it on this machine, and compare with the float64 reference."""
+    from megamoe_jit.cli.target import device_arch, target_arch
+    from megamoe_jit.recipes import Problem, default_recipe, get_recipe
+
+    target = target_arch(arch)
+    chosen = get_recipe(recipe) if recipe else default_recipe(target)
+    problem = Problem(
+        hidden=hidden, intermediate=intermediate, num_experts=experts, num_topk=topk, max_tokens_per_rank=max(tokens, 1)
+    )
+    backend = "cuda" if target == device_arch() else "reference"
+    report = run_demo(problem, chosen, target, backend=backend, num_tokens=tokens, seed=seed)
+    if as_json:
+        emit_json(asdict(report))
+    else:
+        _print_report(report)
+
+
+def run_demo(problem: Problem, recipe: Recipe, arch: str, *, backend: str, num_tokens: int, seed: int) -> DemoReport:
+    """Build the kernels of `problem`, run a random layer of it on `backend`, and compare it with the oracle."""
+    from megamoe_jit.ops import MegaMoE
+    from megamoe_jit.recipes import plan_kernels
+
+    start = time.perf_counter()
+    outcomes = [build_one(description) for description in plan_kernels(problem, recipe, arch)]
+    for outcome in outcomes:
+        if outcome.error:
+            raise CompileError(outcome.error)
+    layer = random_layer(
+        problem, recipe, num_tokens=num_tokens, seed=seed, device="cuda" if backend == "cuda" else "cpu"
+    )
+    moe = MegaMoE(
+        layer.weights,
+        recipe=recipe.name,
+        num_topk=problem.num_topk,
+        max_tokens_per_rank=problem.max_tokens_per_rank,
+        backend=backend,
+        arch=arch,
+    )
+    y = moe(layer.x, layer.topk_idx, layer.topk_weights)
+    cosine, rel_l2 = judge(y, layer, recipe.name)
+    return DemoReport(
+        backend=backend,
+        device=_device_name(backend),
+        arch=arch,
+        recipe=recipe.name,
+        shape={
+            "hidden": problem.hidden,
+            "intermediate": problem.intermediate,
+            "num_experts": problem.num_experts,
+            "num_topk": problem.num_topk,
+            "num_tokens": num_tokens,
+        },
+        cosine=cosine,
+        rel_l2=rel_l2,
+        compile_s=sum(outcome.compile_s for outcome in outcomes if outcome.cache == "miss"),
+        cache="hit" if all(outcome.cache == "hit" for outcome in outcomes) else "miss",
+        kernels=[asdict(outcome) for outcome in outcomes],
+        tensor_maps=describe_tensor_maps(problem, recipe, arch),
+        call_ms=statistics.median(_call_s(moe, layer) for _ in range(_NUM_TIMED_CALLS)) * 1e3,
+        wall_s=time.perf_counter() - start,
+    )
+
+
+def random_layer(problem: Problem, recipe: Recipe, *, num_tokens: int, seed: int, device: str) -> Layer:
+    """Return random weights in the recipe's checkpoint format, normal tokens, distinct random experts."""
+    import torch
+
+    from megamoe_jit.formats.moe_weights import MoeWeights
+
+    generator = torch.Generator().manual_seed(seed)
+    weights = MoeWeights.random(
+        problem.num_experts,
+        problem.hidden,
+        problem.intermediate,
+        seed=seed,
+        device=device,
+        checkpoint=recipe.checkpoint,
+    )
+    x = torch.randn(num_tokens, problem.hidden, generator=generator).to(torch.bfloat16)
+    logits = torch.randn(num_tokens, problem.num_experts, generator=generator)
+    topk_weights, topk_idx = logits.softmax(-1).topk(problem.num_topk)
+    return Layer(weights=weights, x=x.to(device), topk_idx=topk_idx.to(device), topk_weights=topk_weights.to(device))
+
+
+def judge(y: Tensor, layer: Layer, recipe: str) -> tuple[float, float]:
+    """Return the cosine of `y` to the layer without roundings, and its relative L2 error to the recipe's oracle."""
+    from megamoe_jit.reference.compare import cosine, rel_l2
+    from megamoe_jit.reference.moe import moe_reference
+
+    arguments = (layer.x, layer.topk_idx, layer.topk_weights, layer.weights)
+    truth, oracle = moe_reference(*arguments, rounding="exact").y, moe_reference(*arguments, rounding=recipe).y
+    return cosine(y, truth), rel_l2(y, oracle)
+
+
+def describe_tensor_maps(problem: Problem, recipe: Recipe, arch: str) -> list[str]:
+    """Return one line for each TMA descriptor of the kernels, made as a call makes them (without a GPU, too)."""
+    import torch
+
+    from megamoe_jit.ops.plan import Workspace, acts_tensor_map
+    from megamoe_jit.recipes import plan_kernels
+    from megamoe_jit.recipes.sm90 import Sm90Config, Sm90Shapes
+
+    workspace = Workspace.allocate(Sm90Shapes(problem=problem, recipe=recipe), torch.device("cpu"))
+    kernels = [kernel for kernel in plan_kernels(problem, recipe, arch) if isinstance(kernel, Sm90Config)]
+    return [acts_tensor_map(workspace.acts(), kernel.block_n).describe() for kernel in kernels]
+
+
+def _call_s(moe: MegaMoE, layer: Layer) -> float:
+    import torch
+
+    start = time.perf_counter()
+    moe(layer.x, layer.topk_idx, layer.topk_weights)
+    if layer.x.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _device_name(backend: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if backend == "cuda" else platform.processor() or platform.machine()
+
+
+def _print_report(report: DemoReport) -> None:
+    rows = [
+        (k["kernel"], k["arch"], k["cache"], k["compile_s"], k["registers"], k["spill_bytes"]) for k in report.kernels
+    ]
+    print_table("Kernels", ("kernel", "target", "cache", "compile s", "registers", "spilled bytes"), rows)
+    console.print("TMA descriptors", style="bold")
+    for line in report.tensor_maps:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    shape = ", ".join(f"{name} {value}" for name, value in report.shape.items())
+    where = "the fused kernel" if report.backend == "cuda" else "the reference (no GPU of the target here)"
+    console.print(f"[bold]{report.recipe}[/] on {where}, {report.device}: {shape}", highlight=False)
+    console.print(f"  cosine to the unquantised truth  {report.cosine:.6f}", highlight=False)
+    console.print(f"  relative L2 error to the oracle  {report.rel_l2:.2e}", highlight=False)
+    console.print(
+        f"  compiling {report.compile_s:.2f} s, one call {report.call_ms:.3f} ms, in all {report.wall_s:.2f} s",
+        highlight=False,
+    )
