@@ -188,7 +188,7 @@ def resolve_backend(name: str | None, device: torch.device | str) -> str:
     others the reference. Raises ArgumentError for an unknown name or one that cannot serve the device, UnsupportedError
     for the emulator.
     """
-    device = torch.device(device)
+    device = device if isinstance(device, torch.device) else torch.device(device)
     given = f"backend={name!r}"
     if name is None:
         name = env.BACKEND.get()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -13,45 +13,24 @@ import torch
 
 from megamoe_jit.arch import get_arch
 from megamoe_jit.errors import ArgumentError, LaunchError, UnsupportedError
-from megamoe_jit.runtime.backend import Dims, LaunchPlan, LoadableKernel, reject_dims
+from megamoe_jit.runtime.backend import LaunchPlan, LoadableKernel, reject_dims
 from megamoe_jit.runtime.device import DeviceInfo, device_index, device_info
 from megamoe_jit.runtime.driver import Driver, get_driver
 from megamoe_jit.runtime.launch import ParamBuffer, Value
 from megamoe_jit.runtime.memory import raise_if_failed
 
-# CUlaunchAttributeID
-_COOPERATIVE, _CLUSTER_DIMENSION, _PROGRAMMATIC_STREAM_SERIALIZATION = 2, 4, 6
 _PORTABLE_CLUSTER = 8  # blocks that every device with clusters takes
 # cuLaunchKernelEx returns one of these when the current context is not the kernel's: CUDA_ERROR_INVALID_CONTEXT,
 # _INVALID_HANDLE.
 _WRONG_CONTEXT = (201, 400)
 
 
-class _LaunchAttribute(ctypes.Structure):
-    """CUlaunchAttribute: an id, and a union of 64 bytes."""
-
-    _fields_ = (("id", ctypes.c_uint32), ("pad", ctypes.c_uint32), ("value", ctypes.c_uint32 * 16))
-
-
-class _LaunchConfig(ctypes.Structure):
-    """CUlaunchConfig."""
-
-    _fields_ = (
-        ("grid", ctypes.c_uint32 * 3),
-        ("block", ctypes.c_uint32 * 3),
-        ("smem_bytes", ctypes.c_uint32),
-        ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.POINTER(_LaunchAttribute)),
-        ("num_attributes", ctypes.c_uint32),
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LoadedKernel:
     """A kernel in a device's context, and what the driver says that it takes."""
 
     name: str
-    function: int  # CUfunction
+    function: Any  # CUfunction
     registers: int
     static_smem_bytes: int
     local_bytes: int
@@ -67,7 +46,7 @@ class CudaBackend:
         """Open a device; nothing is loaded yet."""
         self.driver = driver or get_driver()
         self.device = device_index(device)
-        self._smem_limits: dict[int, int] = {}  # dynamic shared memory allowed so far, by CUfunction
+        self._smem_limits: dict[LoadedKernel, int] = {}  # dynamic shared memory allowed so far
 
     @property
     def info(self) -> DeviceInfo:
@@ -130,12 +109,14 @@ class CudaBackend:
             attribute = driver.module.CUfunction_attribute
 
             def ask(which: str) -> int:
-                value: int = driver.call(doing, "cuFuncGetAttribute", attribute[f"CU_FUNC_ATTRIBUTE_{which}"], function)
+                value: int = driver.call(
+                    doing, "cuFuncGetAttribute", getattr(attribute, f"CU_FUNC_ATTRIBUTE_{which}"), function
+                )
                 return value
 
             return LoadedKernel(
                 name=name,
-                function=int(function),
+                function=function,
                 registers=ask("NUM_REGS"),
                 static_smem_bytes=ask("SHARED_SIZE_BYTES"),
                 local_bytes=ask("LOCAL_SIZE_BYTES"),
@@ -165,28 +146,26 @@ class CudaBackend:
 
     def _allow(self, plan: LaunchPlan, kernel: LoadedKernel) -> None:
         """Allow the kernel the plan's dynamic shared memory and cluster size; what was allowed before stays allowed."""
-        driver, function = self.driver, self.driver.module.CUfunction(kernel.function)
+        driver, function = self.driver, kernel.function
         attribute = driver.module.CUfunction_attribute
         with driver.current(self.device):
-            if plan.smem_bytes > self._smem_limits.get(kernel.function, 0):
+            if plan.smem_bytes > self._smem_limits.get(kernel, 0):
                 doing = f"allowing {kernel.name} {plan.smem_bytes} bytes of dynamic shared memory"
                 which = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 driver.call(doing, "cuFuncSetAttribute", function, which, plan.smem_bytes)
-                self._smem_limits[kernel.function] = plan.smem_bytes
+                self._smem_limits[kernel] = plan.smem_bytes
             if math.prod(plan.cluster) > _PORTABLE_CLUSTER:
                 doing = f"allowing {kernel.name} clusters of {math.prod(plan.cluster)} blocks"
                 which = attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
                 driver.call(doing, "cuFuncSetAttribute", function, which, 1)
 
     def _resident_blocks(self, prepared: PreparedLaunch) -> int:
-        driver, plan = self.driver, prepared.plan
-        function = driver.module.CUfunction(prepared.kernel.function)
+        driver, plan, function = self.driver, prepared.plan, prepared.kernel.function
         doing = f"asking how many blocks of {plan.describe()} fit on {self.info}"
         size = math.prod(plan.cluster)
         with driver.current(self.device):
             if size > 1:
-                config = driver.module.CUlaunchConfig(_ptr=prepared.config_address)
-                clusters: int = driver.call(doing, "cuOccupancyMaxActiveClusters", function, config)
+                clusters: int = driver.call(doing, "cuOccupancyMaxActiveClusters", function, prepared.config)
                 return clusters * size
             per_sm: int = driver.call(
                 doing, "cuOccupancyMaxActiveBlocksPerMultiprocessor", function, plan.num_threads, plan.smem_bytes
@@ -203,45 +182,29 @@ class PreparedLaunch:
     """
 
     __slots__ = (
-        "_arguments",
-        "_attributes",
         "_backend",
         "_buffer",
-        "_config",
         "_current_stream",
         "_launch",
+        "_stream",
+        "_stream_type",
+        "config",
         "kernel",
         "plan",
     )
 
     def __init__(self, *, backend: CudaBackend, plan: LaunchPlan, kernel: LoadedKernel) -> None:
         """Pack parameters, dimensions and attributes as the driver takes them."""
+        module = backend.driver.module
         self.plan = plan
-        self._backend = backend
         self.kernel = kernel
+        self.config = _config(module, plan)
+        self._backend = backend
         self._buffer = ParamBuffer(plan.signature, plan.params, backend.driver)
-        self._attributes = _attributes(plan)
-        self._config = _LaunchConfig(
-            grid=plan.grid,
-            block=plan.block,
-            smem_bytes=plan.smem_bytes,
-            attributes=self._attributes,
-            num_attributes=len(self._attributes) if self._attributes else 0,
-        )
-        self._launch = backend.driver.launch_kernel_ex
-        # Converted once: ctypes takes c_void_p objects as they are, and integers at a cost.
-        self._arguments = (
-            ctypes.c_void_p(self.config_address),
-            ctypes.c_void_p(kernel.function),
-            ctypes.c_void_p(self._buffer.address),
-            None,
-        )
+        self._launch = functools.partial(module.cuLaunchKernelEx, self.config, kernel.function, self._buffer.address, 0)
+        self._stream = 0  # handle in the config, which starts as the default stream
+        self._stream_type = module.CUstream
         self._current_stream = _stream_getter(backend.device)
-
-    @property
-    def config_address(self) -> int:
-        """Address of the CUlaunchConfig."""
-        return ctypes.addressof(self._config)
 
     def index_of(self, name: str) -> int:
         """Return the index of the parameter called `name`, for `update`."""
@@ -265,14 +228,18 @@ class PreparedLaunch:
         reason = reject_dims((x, y, z), self.plan.block, self.plan.cluster, self.plan.smem_bytes)
         if reason:
             raise ArgumentError(f"cannot launch {self.kernel.name}: {reason}")
-        self._config.grid[:] = (x, y, z)
+        self.config.gridDimX, self.config.gridDimY, self.config.gridDimZ = x, y, z
 
     def launch(self, stream: int | None = None) -> None:
         """Enqueue the kernel on a stream handle, torch's current stream by default; raises LaunchError in words."""
-        self._config.stream = self._current_stream() if stream is None else stream
-        code = self._launch(*self._arguments)
+        if stream is None:
+            stream = self._current_stream()
+        if stream != self._stream:
+            self.config.hStream = self._stream_type(stream)
+            self._stream = stream
+        (code,) = self._launch()
         if code:
-            self._fail(code)
+            self._fail(int(code))
 
     def _fail(self, code: int) -> None:
         """Launch again in the right context when that was the reason; else raise LaunchError."""
@@ -280,7 +247,7 @@ class PreparedLaunch:
         if code in _WRONG_CONTEXT:
             # Another device, or none, is current on this thread. Checking first would cost every launch.
             with driver.current(self._backend.device):
-                code = self._launch(*self._arguments)
+                code = int(self._launch()[0])
             if not code:
                 return
         raise_if_failed(self._backend.device, driver=driver)
@@ -294,17 +261,32 @@ def cuda_backend(device: torch.device | int | str | None = None) -> CudaBackend:
     return backend
 
 
-def _attributes(plan: LaunchPlan) -> ctypes.Array[_LaunchAttribute] | None:
-    attributes: list[tuple[int, Dims | tuple[int]]] = []
+def _config(module: Any, plan: LaunchPlan) -> Any:
+    """Return the plan as a CUlaunchConfig on the default stream."""
+    config = module.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = plan.grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = plan.block
+    config.sharedMemBytes = plan.smem_bytes
+    attributes = []
     if math.prod(plan.cluster) > 1:
-        attributes.append((_CLUSTER_DIMENSION, plan.cluster))
+        cluster = module.CUlaunchAttribute()
+        cluster.id = module.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        dims = cluster.value.clusterDim
+        dims.x, dims.y, dims.z = plan.cluster
+        attributes.append(cluster)
     if plan.cooperative:
-        attributes.append((_COOPERATIVE, (1,)))
+        cooperative = module.CUlaunchAttribute()
+        cooperative.id = module.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+        cooperative.value.cooperative = 1
+        attributes.append(cooperative)
     if plan.pdl:
-        attributes.append((_PROGRAMMATIC_STREAM_SERIALIZATION, (1,)))
-    if not attributes:
-        return None
-    return (_LaunchAttribute * len(attributes))(*(_LaunchAttribute(id=id, value=value) for id, value in attributes))
+        pdl = module.CUlaunchAttribute()
+        pdl.id = module.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        pdl.value.programmaticStreamSerializationAllowed = 1
+        attributes.append(pdl)
+    config.attrs = attributes
+    config.numAttrs = len(attributes)
+    return config
 
 
 def _stream_getter(device: int) -> Callable[[], int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import importlib
 import threading
@@ -13,11 +12,6 @@ from typing import Any, TypeVar
 from megamoe_jit.errors import LaunchError, UnsupportedError
 
 T = TypeVar("T")
-
-# cuLaunchKernelEx(const CUlaunchConfig*, CUfunction, void** params, void** extra)
-LaunchFunction = Callable[[Any, Any, Any, Any], int]
-_LAUNCH_PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-_LAUNCH_SINCE = 11080  # CUDA version whose cuLaunchKernelEx is asked for
 
 # After one of these the context is lost: every later call of the process returns the same error.
 STICKY_ERRORS = frozenset(
@@ -82,8 +76,7 @@ _ADVICE = {
 class Driver:
     """A driver module with the interface of `cuda.bindings.driver` (functions return `(CUresult, *values)`).
 
-    Remembers what is asked of the driver once: the pointer of cuLaunchKernelEx, device handles and properties, primary
-    contexts.
+    Remembers what is asked of the driver once: device handles and properties, primary contexts, loaded kernels.
     """
 
     def __init__(self, module: Any) -> None:
@@ -132,19 +125,6 @@ class Driver:
             else _ADVICE.get(name, "Look the error up in the CUDA driver API's list of CUresult values.")
         )
         return f"{failed}: {name}{words}. {advice}"
-
-    @functools.cached_property
-    def launch_kernel_ex(self) -> LaunchFunction:
-        """The driver's cuLaunchKernelEx as a plain C function, which costs less to call than the bindings."""
-        pointer, _status = self.call(
-            "finding cuLaunchKernelEx", "cuGetProcAddress", b"cuLaunchKernelEx", _LAUNCH_SINCE, 0
-        )
-        if not int(pointer):
-            raise UnsupportedError(
-                "the CUDA driver has no cuLaunchKernelEx; it is older than 11.8. Update the NVIDIA driver to 580 or "
-                "later."
-            )
-        return _LAUNCH_PROTOTYPE(int(pointer))
 
     def device(self, index: int) -> Any:
         """Return the CUdevice of device `index`."""

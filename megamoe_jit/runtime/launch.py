@@ -295,15 +295,18 @@ class ParamBuffer:
         A tensor is not kept alive: the caller does that until the launch is enqueued, as with any torch operator.
         """
         pack_into, offset, size = self._cells[index]
-        # Exact types only: a tensor of one integer would be packed as its value, not as its address.
-        if pack_into is not None and (type(value) is int or type(value) is float):
-            try:
-                pack_into(self._buffer, offset, value)
-            except (struct.error, OverflowError):
-                pass  # Param says in words what does not fit
-            else:
-                return
         param = self._params[index]
+        if pack_into is not None:
+            # Exact types only: struct would pack a tensor of one integer as its value.
+            if type(value) is int or type(value) is float:
+                try:
+                    pack_into(self._buffer, offset, value)
+                    return
+                except (struct.error, OverflowError):
+                    pass  # Param says in words what does not fit
+            elif param.kind is ParamKind.POINTER and isinstance(value, torch.Tensor):
+                pack_into(self._buffer, offset, value.data_ptr())
+                return
         packed = Param(name=param.name, kind=param.kind, value=value).pack(value, self._driver)
         if len(packed) != size:
             raise ArgumentError(

@@ -69,9 +69,9 @@ class HostErrorRecord:
 
     def report(self) -> ErrorReport | None:
         """Return what a kernel recorded, or None when none did."""
-        magic, *words = self._words
-        if magic == FREE:
+        if self._words[0] == FREE:  # asked by every call: reads one word, not eight
             return None
+        magic, *words = self._words
         return ErrorReport(**dict(zip(WORDS[1:], words, strict=True)), is_complete=magic == MAGIC)
 
     def raise_if_failed(self, waits: Mapping[int, str] | None = None, *, cause: BaseException | None = None) -> None:

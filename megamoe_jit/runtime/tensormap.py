@@ -449,16 +449,16 @@ def _encode(driver: Driver, spec: TensorMapSpec, address: int) -> bytes:
     encoded = driver.call(
         f"encoding a tensor map ({spec.describe()})",
         "cuTensorMapEncodeTiled",
-        module.CUtensorMapDataType[f"CU_TENSOR_MAP_DATA_TYPE_{spec.element.value}"],
+        getattr(module.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{spec.element.value}"),
         spec.rank,
         address,
         [module.cuuint64_t(extent) for extent in spec.dims],
         [module.cuuint64_t(stride) for stride in strides],
         [module.cuuint32_t(extent) for extent in spec.box],
         [module.cuuint32_t(step) for step in spec.element_strides],
-        module.CUtensorMapInterleave[f"CU_TENSOR_MAP_INTERLEAVE_{spec.interleave.value}"],
-        module.CUtensorMapSwizzle[f"CU_TENSOR_MAP_SWIZZLE_{spec.swizzle.value}"],
-        module.CUtensorMapL2promotion[f"CU_TENSOR_MAP_L2_PROMOTION_{spec.l2_promotion.value}"],
-        module.CUtensorMapFloatOOBfill[f"CU_TENSOR_MAP_FLOAT_OOB_FILL_{spec.oob_fill.value}"],
+        getattr(module.CUtensorMapInterleave, f"CU_TENSOR_MAP_INTERLEAVE_{spec.interleave.value}"),
+        getattr(module.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{spec.swizzle.value}"),
+        getattr(module.CUtensorMapL2promotion, f"CU_TENSOR_MAP_L2_PROMOTION_{spec.l2_promotion.value}"),
+        getattr(module.CUtensorMapFloatOOBfill, f"CU_TENSOR_MAP_FLOAT_OOB_FILL_{spec.oob_fill.value}"),
     )
     return ctypes.string_at(encoded.getPtr(), TENSOR_MAP_BYTES)
