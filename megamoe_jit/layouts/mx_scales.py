@@ -28,7 +28,7 @@ def zero_groups(codes: Tensor) -> Tensor:
 
 
 def stash_zero_groups(codes: Tensor, ue4m3: Tensor, ue8m0: Tensor) -> Tensor:
-    """Return the UE4M3 bytes `ue4m3` [..., K/16] with the bytes `ue8m0` [..., K/32] written over zero groups' scales."""
+    """Return UE4M3 bytes `ue4m3` [..., K/16] with the bytes `ue8m0` [..., K/32] written over zero groups' scales."""
     halves = torch.stack((ue8m0 >> 4, ue8m0 & 15), dim=-1)
     pairs = ue4m3.reshape(*ue8m0.shape, 2)
     return torch.where(zero_groups(codes)[..., None], halves, pairs).reshape(ue4m3.shape)
