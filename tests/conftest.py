@@ -1,4 +1,4 @@
-"""What every test run says at its end: how much of it ran on hardware."""
+"""What every test run does: skip what this machine cannot run, and say at the end how much ran on hardware."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from collections.abc import Iterable
 
 import pytest
 
-HARDWARE_MARKS = ("needs_gpu", "needs_sm90", "needs_ranks")
+from tests.marks import HARDWARE_MARKS, pytest_runtest_setup
+
+__all__ = ["pytest_runtest_setup"]
 
 
 def hardware_summary(reports: Iterable[pytest.TestReport]) -> str:
     """Return one line on which tests ran on a GPU, which had none to run on, and how many need none."""
     counts = Counter[str]()
     for report in reports:
-        if report.when != "call" and not (report.when == "setup" and report.skipped):
-            continue
-        on_hardware = any(mark in report.keywords for mark in HARDWARE_MARKS)
-        counts[("skipped" if report.skipped else "ran") if on_hardware else "host"] += 1
+        if report.when == "call" or (report.when == "setup" and report.skipped):
+            on_hardware = any(mark in report.keywords for mark in HARDWARE_MARKS)
+            counts[("skipped" if report.skipped else "ran") if on_hardware else "host"] += 1
     no_gpu = f", {counts['skipped']} skipped for want of one" if counts["skipped"] else ""
-    return f"hardware: {counts['ran']} tests ran on a GPU{no_gpu}; {counts['host']} tests need no GPU"
+    return f"hardware: {counts['ran']} tests ran on a GPU{no_gpu}; {counts['host']} tests need none"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the line below the results."""
-    reports = [
-        report
-        for outcome in ("passed", "failed", "skipped", "xfailed", "xpassed")
-        for report in terminalreporter.stats.get(outcome, [])
-    ]
+    outcomes = ("passed", "failed", "skipped", "xfailed", "xpassed")
+    reports = [report for outcome in outcomes for report in terminalreporter.stats.get(outcome, [])]
     terminalreporter.write_line(hardware_summary(reports))
