@@ -6,10 +6,15 @@ from collections import Counter
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import settings
 
 from tests.marks import HARDWARE_MARKS, pytest_runtest_setup
 
 __all__ = ["pytest_runtest_setup"]
+
+# The time of one example says more about how busy the machine is than about the code.
+settings.register_profile("megamoe", deadline=None)
+settings.load_profile("megamoe")
 
 
 def hardware_summary(reports: Iterable[pytest.TestReport]) -> str:
