@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megamoe_jit.cli.output import JsonOption, console, emit_json, format_bytes, print_table
+from megamoe_jit.cli.output import JsonOption, console, emit_json, format_bytes, print_line, print_table
 from megamoe_jit.errors import CacheError
 
 if TYPE_CHECKING:
@@ -31,14 +31,15 @@ def list_entries(*, as_json: JsonOption = False) -> None:
     rows = [
         (
             entry.name,
-            entry.damage or (entry.resources and entry.resources.registers),
+            entry.resources and entry.resources.registers,
             entry.compile_s,
             format_bytes(entry.size_bytes),
             f"{entry.last_used:%Y-%m-%d %H:%M}",
+            entry.damage or "whole",
         )
         for entry in entries
     ]
-    columns = ("kernel", "registers", "compile s", "size", "last used (UTC)")
+    columns = ("kernel", "registers", "compile s", "size", "last used (UTC)", "state")
     print_table(f"{cache.path}: {len(entries)} kernels, {format_bytes(total)}", columns, rows)
 
 
@@ -57,7 +58,7 @@ def verify(*, as_json: JsonOption = False) -> None:
         emit_json(record)
     else:
         for entry in damaged:
-            console.print(f"damaged, set aside: {entry.name}: {entry.damage}", markup=False, highlight=False)
+            print_line(f"damaged, set aside: {entry.name}: {entry.damage}")
         console.print(f"{len(entries) - len(damaged)} kernels are whole, {len(damaged)} were damaged", highlight=False)
     if damaged:
         raise typer.Exit(1)
@@ -71,7 +72,7 @@ def clear(*, as_json: JsonOption = False) -> None:
     if as_json:
         emit_json({"path": str(cache.path), "removed": count})
     else:
-        console.print(f"{count} kernels removed from {cache.path}", markup=False, highlight=False)
+        print_line(f"{count} kernels removed from {cache.path}")
 
 
 @cache_app.command()
@@ -99,9 +100,7 @@ def pack(archive: ArchiveArgument, *, as_json: JsonOption = False) -> None:
     if as_json:
         emit_json({"archive": str(archive), "bytes": size, "packed": packed})
     else:
-        console.print(
-            f"{len(packed)} kernels packed into {archive} ({format_bytes(size)})", markup=False, highlight=False
-        )
+        print_line(f"{len(packed)} kernels packed into {archive} ({format_bytes(size)})")
 
 
 @cache_app.command()
@@ -114,11 +113,7 @@ def unpack(archive: ArchiveArgument, *, as_json: JsonOption = False) -> None:
     if as_json:
         emit_json({"path": str(cache.path), **asdict(unpacked)})
         return
-    console.print(
-        f"{len(unpacked.added)} kernels added to {cache.path}, {len(unpacked.present)} were there",
-        markup=False,
-        highlight=False,
-    )
+    print_line(f"{len(unpacked.added)} kernels added to {cache.path}, {len(unpacked.present)} were there")
 
 
 def _cache() -> KernelCache:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megamoe_jit.cli.output import JsonOption, console, emit_json, print_table
-from megamoe_jit.cli.warmup import build_one
+from megamoe_jit.cli.output import JsonOption, console, emit_json, print_line, print_table
+from megamoe_jit.cli.warmup import OUTCOME_COLUMNS, Outcome, build_one, compiled_s
 from megamoe_jit.errors import CompileError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class DemoReport:
     rel_l2: float
     compile_s: float
     cache: str
-    kernels: list[dict[str, object]]
+    kernels: list[Outcome]
     tensor_maps: list[str]
     call_ms: float
     wall_s: float
@@ -73,6 +73,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Compile the kernels of a random layer, run it on this machine, and compare with the float64 reference."""
+    start = time.perf_counter()
     from megamoe_jit.cli.target import device_arch, target_arch
     from megamoe_jit.recipes import Problem, default_recipe, get_recipe
 
@@ -83,6 +84,7 @@ def demo(
     )
     backend = "cuda" if target == device_arch() else "reference"
     report = run_demo(problem, chosen, target, backend=backend, num_tokens=tokens, seed=seed)
+    report = replace(report, wall_s=time.perf_counter() - start)
     if as_json:
         emit_json(asdict(report))
     else:
@@ -126,9 +128,9 @@ def run_demo(problem: Problem, recipe: Recipe, arch: str, *, backend: str, num_t
         },
         cosine=cosine,
         rel_l2=rel_l2,
-        compile_s=sum(outcome.compile_s for outcome in outcomes if outcome.cache == "miss"),
+        compile_s=compiled_s(outcomes),
         cache="hit" if all(outcome.cache == "hit" for outcome in outcomes) else "miss",
-        kernels=[asdict(outcome) for outcome in outcomes],
+        kernels=outcomes,
         tensor_maps=describe_tensor_maps(problem, recipe, arch),
         call_ms=statistics.median(_call_s(moe, layer) for _ in range(_NUM_TIMED_CALLS)) * 1e3,
         wall_s=time.perf_counter() - start,
@@ -196,19 +198,19 @@ def _device_name(backend: str) -> str:
 
 
 def _print_report(report: DemoReport) -> None:
-    rows = [
-        (k["kernel"], k["arch"], k["cache"], k["compile_s"], k["registers"], k["spill_bytes"]) for k in report.kernels
-    ]
-    print_table("Kernels", ("kernel", "target", "cache", "compile s", "registers", "spilled bytes"), rows)
+    print_table("Kernels", OUTCOME_COLUMNS, [outcome.row for outcome in report.kernels])
     console.print("TMA descriptors", style="bold")
     for line in report.tensor_maps:
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"  {line}")
+    where = "the fused kernel" if report.backend == "cuda" else "the reference (no GPU of that target here)"
     shape = ", ".join(f"{name} {value}" for name, value in report.shape.items())
-    where = "the fused kernel" if report.backend == "cuda" else "the reference (no GPU of the target here)"
-    console.print(f"[bold]{report.recipe}[/] on {where}, {report.device}: {shape}", highlight=False)
-    console.print(f"  cosine to the unquantised truth  {report.cosine:.6f}", highlight=False)
-    console.print(f"  relative L2 error to the oracle  {report.rel_l2:.2e}", highlight=False)
-    console.print(
-        f"  compiling {report.compile_s:.2f} s, one call {report.call_ms:.3f} ms, in all {report.wall_s:.2f} s",
-        highlight=False,
+    oracle = "" if report.backend == "cuda" else " (which is the reference itself)"
+    print_line("")
+    print_line(f"{report.recipe} for {report.arch}, run by {where} on {report.device}")
+    print_line(f"  {shape}")
+    print_line(f"  cosine to the unquantised truth   {report.cosine:.6f}")
+    print_line(f"  relative L2 error to the oracle   {report.rel_l2:.2e}{oracle}")
+    print_line(
+        f"  compiling {report.compile_s:.2f} s (cache {report.cache}), one call {report.call_ms:.3f} ms, "
+        f"in all {report.wall_s:.2f} s"
     )

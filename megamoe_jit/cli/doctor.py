@@ -11,7 +11,7 @@ from importlib import metadata
 import typer
 
 import megamoe_jit
-from megamoe_jit.cli.output import JsonOption, console, emit_json, format_bytes
+from megamoe_jit.cli.output import JsonOption, console, emit_json, format_bytes, print_line
 from megamoe_jit.cli.target import device_arch
 from megamoe_jit.errors import MegaMoeError
 
@@ -96,7 +96,8 @@ def _report(recipe: str, arch: str | None) -> RecipeReport:
 
     chosen = get_recipe(recipe)
     compiles_for = tuple(target for target in chosen.targets if support_of(recipe, target).has_kernel)
-    computes = f"{chosen.weights.element.value} weights x {chosen.l1_acts.element.value} activations, {chosen.mma}. {chosen.loss}"
+    operands = f"{chosen.weights.element.value} weights x {chosen.l1_acts.element.value} activations"
+    computes = f"{operands}, {chosen.mma}. {chosen.loss}"
     here = f"this GPU ({arch}) has no kernel for it" if arch else "there is no GPU here"
     if arch in compiles_for:
         runs, detail = "kernel", f"one fused {arch} kernel on this GPU"
@@ -206,9 +207,10 @@ def _print_report(checks: list[Check], recipes: list[RecipeReport], arch: str | 
     colours = {"ok": "green", "absent": "yellow", "broken": "bold red"}
     for check in checks:
         console.print(f"[{colours[check.state]}]{check.state:>7}[/]  [bold]{check.name}[/]:", end=" ")
-        console.print(check.detail, markup=False, highlight=False)
+        print_line(check.detail)
     console.print(f"\nHow each recipe runs here ({arch or 'no GPU'})", style="bold")
     for report in recipes:
         colour = "green" if report.runs == "kernel" else "yellow"
-        console.print(f"  [{colour}]{report.recipe}[/]: {report.detail}", highlight=False)
-        console.print(f"    {report.computes}", style="dim", markup=False, highlight=False)
+        console.print(f"  [{colour}]{report.recipe}[/]:", end=" ", highlight=False)
+        print_line(report.detail)
+        print_line(f"    {report.computes}", style="dim")

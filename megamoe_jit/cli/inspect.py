@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megamoe_jit.cli.output import JsonOption, console, emit_json, format_bytes, print_table
+from megamoe_jit.cli.output import JsonOption, emit_json, format_bytes, print_line, print_table
 from megamoe_jit.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -64,24 +64,26 @@ def find_entry(name: str) -> Path:
     return found[0]
 
 
+def tma_boxes(report: KernelReport) -> list[str]:
+    """Return the boxes of the kernel's tensor maps in elements, outermost first: "acts_map 8 x 128"."""
+    return [f"{name} {' x '.join(map(str, box))}" for name, *box in report.template_values.get("tma_boxes", ())]
+
+
 def _print_report(folder: Path, report: KernelReport) -> None:
     resources = report.resources
-    console.print(f"[bold]{report.kernel_name}[/] for {report.arch}, from {report.entry}", highlight=False)
-    console.print(f"  {folder}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"  {resources.registers} registers, {resources.static_smem} B static shared memory, spills "
-        f"{resources.spill_stores} B stored and {resources.spill_loads} B loaded, stack {resources.stack_frame} B; "
-        f"PTX {format_bytes(report.ptx_bytes)}, cubin {format_bytes(report.cubin_bytes)}; "
-        f"compiled in {report.compile_s:.2f} s by NVRTC {report.nvrtc}",
-        highlight=False,
+    print_line(f"{report.kernel_name} for {report.arch}, from {report.entry}", style="bold")
+    print_line(f"  {folder}")
+    print_line(
+        f"  {resources.registers} registers, {resources.static_smem} B static shared memory; spills "
+        f"{resources.spill_stores} B stored, {resources.spill_loads} B loaded; stack {resources.stack_frame} B"
     )
-    console.print(f"  MMA shapes: {', '.join(report.mma_shapes) or 'none'}", highlight=False)
+    print_line(f"  PTX {format_bytes(report.ptx_bytes)}, cubin {format_bytes(report.cubin_bytes)}")
+    print_line(f"  compiled in {report.compile_s:.2f} s by NVRTC {report.nvrtc} with {' '.join(report.flags)}")
+    print_line(f"  MMA shapes: {', '.join(report.mma_shapes) or 'none'}")
+    for box in tma_boxes(report):
+        print_line(f"  TMA box: {box}")
     print_table("Parameters", ("name", "value"), list(report.parameters.items()))
     shown = list(report.instructions.items())[:_NUM_INSTRUCTIONS_SHOWN]
     left = len(report.instructions) - len(shown)
-    print_table(
-        "PTX instructions",
-        ("instruction", "count"),
-        shown,
-        caption=f"and {left} more kinds (--json has all)" if left else "",
-    )
+    caption = f"and {left} more kinds (--json has all)" if left else ""
+    print_table("PTX instructions", ("instruction", "count"), shown, caption=caption)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from rich.table import Table
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, as the last line.")]
 
 # Progress and warnings go to stderr, so that stdout stays what was asked for.
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 log_console = Console(stderr=True)
 
 
@@ -24,8 +25,13 @@ def emit_json(record: Mapping[str, object]) -> None:
     print(json.dumps(record, default=str), flush=True)
 
 
+def print_line(text: str, *, style: str | None = None) -> None:
+    """Print `text` as it is: no markup, no highlighting, no wrapping."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> None:
-    """Print a table with one header line; every cell is shown as it is (no markup)."""
+    """Print a table with one header line; every cell is shown as it is (no markup), and only the last column wraps."""
     table = Table(
         title=escape(title),
         title_justify="left",
@@ -33,9 +39,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    for number, column in enumerate(columns):
-        table.add_column(escape(column), overflow="fold", no_wrap=number == 0)
+    for column in columns:
+        table.add_column(escape(column), overflow="fold", no_wrap=column is not columns[-1])
     for row in rows:
         table.add_row(*(escape(_cell(value)) for value in row))
     console.print(table)

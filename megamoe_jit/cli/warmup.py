@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from megamoe_jit.cli.output import JsonOption, console, emit_json, log_console, print_table
+from megamoe_jit.cli.output import JsonOption, console, emit_json, log_console, print_line, print_table
 from megamoe_jit.cli.presets import Preset, get_preset, list_presets
 from megamoe_jit.cli.target import target_arch
 from megamoe_jit.errors import ArgumentError, MegaMoeError
@@ -27,12 +27,22 @@ class Outcome:
 
     kernel: str
     arch: str
-    cache: str  # "hit", "miss" or "failed"
+    cache: Literal["hit", "miss", "failed"]
     wall_s: float
+    entry: str = ""  # its name in the cache
     compile_s: float = 0.0
     registers: int = 0
     spill_bytes: int = 0
     error: str | None = None
+
+    @property
+    def row(self) -> tuple[object, ...]:
+        """Cells below OUTCOME_COLUMNS; the key is what `inspect` takes."""
+        key = self.entry.rpartition("-")[2][:12]
+        return self.kernel, self.arch, key, self.cache, self.wall_s, self.compile_s, self.registers, self.spill_bytes
+
+
+OUTCOME_COLUMNS = ("kernel", "target", "key", "cache", "wall s", "compile s", "registers", "spilled B")
 
 
 def warmup(
@@ -110,7 +120,8 @@ def build_all(
     descriptions: Iterable[KernelDescription], processes: int, *, build_one: Callable[[KernelDescription], Outcome]
 ) -> Iterator[Outcome]:
     """Build every kernel in at most `processes` spawned processes (1: in this one); yield outcomes as they come."""
-    pending = list(descriptions)
+    # A plan lists its largest tiles last, and those take longest to compile: they start first.
+    pending = list(descriptions)[::-1]
     workers = min(processes, len(pending))
     if workers <= 1:
         yield from map(build_one, pending)
@@ -139,10 +150,16 @@ def build_one(description: KernelDescription) -> Outcome:
         arch=arch,
         cache="hit" if built.cache_hit else "miss",
         wall_s=time.perf_counter() - start,
+        entry=built.key.entry_name,
         compile_s=built.artifact.compile_s,
         registers=resources.registers,
         spill_bytes=resources.spill_stores + resources.spill_loads,
     )
+
+
+def compiled_s(outcomes: Iterable[Outcome]) -> float:
+    """Return NVRTC's time for the kernels that were compiled now."""
+    return sum((outcome.compile_s for outcome in outcomes if outcome.cache == "miss"), 0.0)
 
 
 def summarise(outcomes: list[Outcome], *, models: list[str], archs: list[str]) -> dict[str, object]:
@@ -157,7 +174,7 @@ def summarise(outcomes: list[Outcome], *, models: list[str], archs: list[str]) -
         "compiled": counts["miss"],
         "cached": counts["hit"],
         "failed": counts["failed"],
-        "compile_s": sum(outcome.compile_s for outcome in outcomes if outcome.cache == "miss"),
+        "compile_s": compiled_s(outcomes),
         "cache_dir": str(default_cache().path),
         "outcomes": [asdict(outcome) for outcome in outcomes],
     }
@@ -210,21 +227,14 @@ def _build_with_progress(descriptions: list[KernelDescription], processes: int) 
 
 
 def _print_summary(outcomes: list[Outcome], record: dict[str, object]) -> None:
-    rows = [
-        (o.kernel, o.arch, o.cache, o.wall_s, o.compile_s, o.registers, o.spill_bytes)
-        for o in outcomes
-        if o.error is None
-    ]
-    print_table("Kernels", ("kernel", "target", "cache", "wall s", "compile s", "registers", "spilled bytes"), rows)
+    print_table("Kernels", OUTCOME_COLUMNS, [outcome.row for outcome in outcomes if outcome.error is None])
     for outcome in outcomes:
         if outcome.error:
             console.print(f"[bold red]failed:[/] {outcome.kernel} for {outcome.arch}")
-            console.print(outcome.error, markup=False, highlight=False)
-    console.print(
+            print_line(outcome.error)
+    print_line(
         f"{record['compiled']} compiled, {record['cached']} found in the cache, {record['failed']} failed, "
-        f"in {record['wall_s']:.1f} s. The cache is {record['cache_dir']}",
-        markup=False,
-        highlight=False,
+        f"in {record['wall_s']:.1f} s. The cache is {record['cache_dir']}"
     )
 
 
@@ -232,9 +242,9 @@ def _print_presets(*, as_json: bool) -> None:
     if as_json:
         emit_json({"presets": [asdict(preset) for preset in list_presets()]})
         return
-    columns = ("name", "hidden", "intermediate", "experts", "top-k", "checkpoint", "activation")
+    columns = ("name", "H", "I", "experts", "top-k", "checkpoint", "activation")
     rows = [
         (p.name, p.hidden, p.intermediate, p.num_experts, p.num_topk, p.checkpoint, p.activation)
         for p in list_presets()
     ]
-    print_table("Named models", columns, rows)
+    print_table("Named models (H hidden, I intermediate)", columns, rows)

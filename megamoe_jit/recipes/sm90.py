@@ -203,8 +203,11 @@ class Sm90Config:
         }
 
     def template_values(self) -> Mapping[str, object]:
-        """Return the token tile's MMA width for the asm loop."""
-        return {"wgmma_n": (self.block_n,)}
+        """Return the token tile's MMA width for the asm loop, and the TMA boxes for readers of meta.json.
+
+        A box is given outermost first: L2 reads activations by block_n rows of 128 bytes, the swizzle's span.
+        """
+        return {"wgmma_n": (self.block_n,), "tma_boxes": (("acts_map", self.block_n, 128 // self.shapes.act_bytes),)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
