@@ -152,8 +152,8 @@ def _amax(x: Tensor, dim: int | tuple[int, ...] | None = -1) -> Tensor:
     return x.abs().amax(dim=() if dim is None else dim)
 
 
-def _quotient(values: Tensor, divisor: float) -> Tensor:
-    """Return values / divisor, correctly rounded; on CUDA torch multiplies by the reciprocal of a plain number instead."""
+def true_quotient(values: Tensor, divisor: float) -> Tensor:
+    """Return values / divisor, correctly rounded: for a plain number torch multiplies by its reciprocal on CUDA."""
     return values / values.new_full((), divisor)
 
 
@@ -192,7 +192,7 @@ def quantize_to_nvfp4(
     elif isinstance(global_scale, float | int):
         scale = torch.tensor(float(global_scale), dtype=torch.float32, device=x.device)
     elif global_scale in ("tensor", "token"):
-        scale = _quotient(_amax(x32, None if global_scale == "tensor" else -1).clamp(min=min_amax), _NVFP4_RANGE)
+        scale = true_quotient(_amax(x32, None if global_scale == "tensor" else -1).clamp(min=min_amax), _NVFP4_RANGE)
     else:
         raise ArgumentError(
             f"global_scale={global_scale!r} is unknown. Use 'tensor', 'token', a number or a float32 tensor."
@@ -219,13 +219,13 @@ def quantize_weight_to_nvfp4(w: Tensor) -> QuantizedTensor:
         raise ArgumentError(f"w has shape {list(w.shape)}, but [..., N, K] is needed. Add the row dimension.")
     w32 = _input(w, packed=True)
     amax = _amax(w32, (-2, -1)) if w32.numel() else w32.new_zeros(w32.shape[:-2])
-    return _to_nvfp4(w32, _quotient(amax.clamp(min=MIN_AMAX), _NVFP4_RANGE))
+    return _to_nvfp4(w32, true_quotient(amax.clamp(min=MIN_AMAX), _NVFP4_RANGE))
 
 
 def _mx_scale(blocks: Tensor, element_max: float, rounding: Literal["ceil", "floor"], min_amax: float) -> Tensor:
     amax = _amax(blocks).clamp(min=min_amax)
     if rounding == "ceil":
-        return encode_ue8m0(_quotient(amax, element_max), "rp")
+        return encode_ue8m0(true_quotient(amax, element_max), "rp")
     if rounding == "floor":
         return encode_ue8m0(amax / 2.0 ** math.floor(math.log2(element_max)), "rz")
     raise ArgumentError(f"rounding={rounding!r} is unknown. Use 'ceil' (never saturates) or 'floor' (OCP MX).")
@@ -278,11 +278,11 @@ def quantize_to_fp8(x: Tensor, *, gran_k: int | None = None, min_amax: float = M
         raise ArgumentError(f"gran_k={gran_k} has no FP8 format here. Use None (one scale a row) or {FP8_GRAN_K}.")
     x32 = _input(x, packed=False)
     if gran_k is None:
-        sf = _quotient(_amax(x32).clamp(min=min_amax), E4M3_MAX)
+        sf = true_quotient(_amax(x32).clamp(min=min_amax), E4M3_MAX)
         codes = encode_e4m3(x32 * (1.0 / sf).unsqueeze(-1))
         return QuantizedTensor(codes=codes, sf=sf, format=QuantFormat.FP8_TOKEN)
     blocks = _blocks(x32, gran_k)
-    sf = _quotient(_amax(blocks).clamp(min=min_amax), E4M3_MAX)
+    sf = true_quotient(_amax(blocks).clamp(min=min_amax), E4M3_MAX)
     codes = encode_e4m3(blocks * (1.0 / sf).unsqueeze(-1)).view(torch.uint8)
     return QuantizedTensor(
         codes=_unblock(codes, x32.shape[-1]).view(torch.float8_e4m3fn), sf=sf, format=QuantFormat.FP8_BLOCK
