@@ -177,6 +177,8 @@ def _read(path: Path) -> bytes:
         if not path.parent.is_dir():
             raise  # no entry, or one that was evicted meanwhile
         raise DamagedEntryError(f"{path.name} is missing") from None
+    except IsADirectoryError:
+        raise DamagedEntryError(f"{path.name} is a folder") from None
 
 
 def parse_entry(files: Mapping[str, bytes], key: KernelKey | None = None) -> KernelRecord:
