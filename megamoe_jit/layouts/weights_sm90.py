@@ -158,7 +158,7 @@ def permute_token_k(x: torch.Tensor, element: Sm90Element, *, inverse: bool = Fa
         perm = torch.argsort(perm)
     # Bytes are moved as bytes: torch does not index every float8 tensor.
     raw = x.view(torch.uint8) if x.element_size() == 1 else x
-    return raw.view(*x.shape[:-1], -1, UNIT_K)[..., perm].view(x.dtype).reshape(x.shape)
+    return raw.reshape(*x.shape[:-1], -1, UNIT_K)[..., perm].view(x.dtype).reshape(x.shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
