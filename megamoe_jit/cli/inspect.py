@@ -80,6 +80,8 @@ def _print_report(folder: Path, report: KernelReport) -> None:
     print_line(f"  PTX {format_bytes(report.ptx_bytes)}, cubin {format_bytes(report.cubin_bytes)}")
     print_line(f"  compiled in {report.compile_s:.2f} s by NVRTC {report.nvrtc} with {' '.join(report.flags)}")
     print_line(f"  MMA shapes: {', '.join(report.mma_shapes) or 'none'}")
+    for opcode, count in report.mmas.items():
+        print_line(f"  {count} x {opcode}")
     for box in tma_boxes(report):
         print_line(f"  TMA box: {box}")
     print_table("Parameters", ("name", "value"), list(report.parameters.items()))

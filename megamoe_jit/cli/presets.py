@@ -33,7 +33,7 @@ class Preset:
 _PRESETS = {
     preset.name: preset
     for preset in (
-        Preset(name="minilm-demo", hidden=384, intermediate=768, num_experts=6, num_topk=2),
+        Preset(name="minilm", hidden=384, intermediate=768, num_experts=6, num_topk=2),
         Preset(name="deepseek-v3", hidden=7168, intermediate=2048, num_experts=256, num_topk=8),
         Preset(name="deepseek-v4-flash", hidden=4096, intermediate=2048, num_experts=256, num_topk=6),
         Preset(name="deepseek-v4-pro", hidden=7168, intermediate=3072, num_experts=384, num_topk=6),
