@@ -269,15 +269,15 @@ class ParamBuffer:
         self._memory = ctypes.c_char.from_buffer(self._buffer)  # pins the bytes where they are
         start = -ctypes.addressof(self._memory) % alignment
         base = ctypes.addressof(self._memory) + start
-        # (packer, offset into the buffer, bytes) by parameter; numbers are packed straight into place.
+        # (packer of numbers or None, where the bytes lie) by parameter.
         self._cells = tuple(
-            (_FORMATS[param.kind].pack_into if param.kind in _FORMATS else None, start + offset, ptx.size)
-            for param, ptx, offset in zip(params, signature.params, signature.offsets, strict=True)
+            (_FORMATS[param.kind].pack if param.kind in _FORMATS else None, slice(start + at, start + at + ptx.size))
+            for param, ptx, at in zip(params, signature.params, signature.offsets, strict=True)
         )
         self._pointers = (ctypes.c_void_p * max(len(params), 1))(*(base + offset for offset in signature.offsets))
         self.address = ctypes.addressof(self._pointers)
-        for param, (_, offset, size) in zip(params, self._cells, strict=True):
-            self._buffer[offset : offset + size] = param.pack(param.value, driver)
+        for param, (_, place) in zip(params, self._cells, strict=True):
+            self._buffer[place] = param.pack(param.value, driver)
 
     def index_of(self, name: str) -> int:
         """Return the index of the parameter called `name`."""
@@ -294,40 +294,42 @@ class ParamBuffer:
 
         A tensor is not kept alive: the caller does that until the launch is enqueued, as with any torch operator.
         """
-        pack_into, offset, size = self._cells[index]
+        pack, place = self._cells[index]
         param = self._params[index]
-        if pack_into is not None:
+        if pack is not None:
             # Exact types only: struct would pack a tensor of one integer as its value.
             if type(value) is int or type(value) is float:
                 try:
-                    pack_into(self._buffer, offset, value)
+                    self._buffer[place] = pack(value)
                     return
                 except (struct.error, OverflowError):
                     pass  # Param says in words what does not fit
             elif param.kind is ParamKind.POINTER and isinstance(value, torch.Tensor):
-                pack_into(self._buffer, offset, value.data_ptr())
+                self._buffer[place] = pack(value.data_ptr())
                 return
         packed = Param(name=param.name, kind=param.kind, value=value).pack(value, self._driver)
+        size = place.stop - place.start
         if len(packed) != size:
             raise ArgumentError(
                 f"parameter {param.name!r} has {len(packed)} bytes, and the kernel declares {size}. Pack the same "
                 "struct."
             )
-        self._buffer[offset : offset + size] = packed
+        self._buffer[place] = packed
 
     def patch(self, index: int, offset: int, data: bytes) -> None:
         """Overwrite `data` at byte `offset` of the struct parameter `index`; raises ArgumentError outside of it."""
-        _, start, size = self._cells[index]
-        end = offset + len(data)
-        if offset < 0 or end > size or self._params[index].kind is not ParamKind.STRUCT:
+        place = self._cells[index][1]
+        start = place.start + offset
+        end = start + len(data)
+        if offset < 0 or end > place.stop or self._params[index].kind is not ParamKind.STRUCT:
             param = self._params[index]
             raise ArgumentError(
-                f"bytes {offset} to {end} of parameter {param.name!r}, a {param.kind.value} of {size} bytes, cannot be "
-                "patched. Patch within a struct, and update other parameters."
+                f"bytes {offset} to {offset + len(data)} of parameter {param.name!r}, a {param.kind.value} of "
+                f"{place.stop - place.start} bytes, cannot be patched. Patch within a struct, and update other "
+                "parameters."
             )
-        self._buffer[start + offset : start + end] = data
+        self._buffer[start:end] = data
 
     def read(self, index: int) -> bytes:
         """Return the packed bytes of parameter `index`."""
-        _, offset, size = self._cells[index]
-        return bytes(self._buffer[offset : offset + size])
+        return bytes(self._buffer[self._cells[index][1]])
