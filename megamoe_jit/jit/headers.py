@@ -9,6 +9,8 @@ from pathlib import Path
 
 from megamoe_jit.errors import UnsupportedError
 
+_TOOLKIT = Path("/usr/local/cuda")
+
 
 def find_headers() -> Path:
     """Return the folder with cuda.h: from the wheels of CUDA 13, CUDA_HOME, CUDA_PATH or /usr/local/cuda.
@@ -33,4 +35,4 @@ def _candidates() -> Iterator[Path]:
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(variable):
             yield Path(home) / "include"
-    yield Path("/usr/local/cuda/include")
+    yield _TOOLKIT / "include"

@@ -18,8 +18,8 @@ from tests.jit.kernels import ROOTS, tiny_kernel
 ROOT = Path(__file__).parents[2]
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MEGAMOE_JIT_")}
+def start(*arguments: object, **more: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MEGAMOE_JIT_")} | more
     command = [sys.executable, "-m", "tests.jit.workers", *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -42,6 +42,14 @@ def test_eight_processes_compile_each_kernel_once(tmp_path: Path) -> None:
     for of_one_kernel in zip(*origins, strict=True):  # type: ignore[call-overload]
         assert sorted(of_one_kernel) == ["compiled"] + ["disk"] * 7
     assert [info.damage for info in KernelCache(tmp_path / "cache").verify()] == [None] * 3
+
+
+def test_a_hit_in_memory_costs_less_than_five_microseconds(tmp_path: Path) -> None:
+    # In a process of its own: coverage's tracer costs more than the hit.
+    seconds = finish(start("time_hits", tmp_path, MEGAMOE_JIT_CACHE_DIR=str(tmp_path / "default")))
+    assert isinstance(seconds, list)
+    assert len(seconds) == 2
+    assert max(seconds) < 5e-6
 
 
 def assert_usable(folder: Path, factors: tuple[float, ...]) -> None:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,13 @@ def build_under_eviction(folder: str, max_bytes: str, seed: str) -> None:
         assert ".entry scale(" in built.ptx
         origins.append(built.origin.value)
     report({origin: origins.count(origin) for origin in sorted(set(origins))})
+
+
+def time_hits(folder: str) -> None:
+    """Print the seconds of a hit in memory: with a cache given, and through the default cache."""
+    kernel, cache = tiny_kernel(), KernelCache(folder)
+    calls = (lambda: build(kernel, cache=cache, templates=ROOTS), lambda: build(kernel, templates=ROOTS))
+    report([call() and min(timeit.repeat(call, number=1000, repeat=30)) / 1000 for call in calls])
 
 
 def hold_lock(folder: str, entry_name: str) -> None:
