@@ -62,7 +62,7 @@ def test_equal_kernels_make_equal_archives(full: KernelCache, cache: KernelCache
         first, second = tmp_path / f"first.{suffix}", tmp_path / f"second.{suffix}"
         pack(full, first)
         unpack(first, cache)
-        os.utime(cache.path / "kernels" / names(cache)[0])  # type: ignore[operator]
+        os.utime(cache.path / "kernels" / names(cache)[0])
         pack(cache, second)
         assert first.read_bytes() == second.read_bytes()
 

@@ -28,12 +28,12 @@ from tests.jit.kernels import ROOTS, tiny_kernel
 
 
 def build_tiny(cache: KernelCache, factor: float = 2.0, **more: object) -> BuiltKernel:
-    return build(tiny_kernel(factor), cache=cache, templates=ROOTS, **more)  # type: ignore[arg-type]
+    return build(tiny_kernel(factor), cache=cache, templates=ROOTS, **more)
 
 
 def again(cache: KernelCache, **more: object) -> KernelCache:
     """The same folder, as another process would open it."""
-    return KernelCache(cache.path, **more)  # type: ignore[arg-type]
+    return KernelCache(cache.path, **more)
 
 
 # --- hits ---
@@ -114,7 +114,7 @@ def test_threads_compile_a_kernel_once(cache: KernelCache, monkeypatch: pytest.M
 
     def counting(*args: object, **kwargs: object) -> object:
         compiled.append(threading.get_ident())
-        return compile_source(*args, **kwargs)  # type: ignore[arg-type]
+        return compile_source(*args, **kwargs)
 
     monkeypatch.setattr(build_module, "compile_source", counting)
     for this in (cache, KernelCache(None)):

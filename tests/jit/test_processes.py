@@ -39,7 +39,7 @@ def test_eight_processes_compile_each_kernel_once(tmp_path: Path) -> None:
         time.sleep(0.01)
     (tmp_path / "go").touch()
     origins = [finish(process) for process in processes]
-    for of_one_kernel in zip(*origins, strict=True):  # type: ignore[call-overload]
+    for of_one_kernel in zip(*origins, strict=True):
         assert sorted(of_one_kernel) == ["compiled"] + ["disk"] * 7
     assert [info.damage for info in KernelCache(tmp_path / "cache").verify()] == [None] * 3
 
@@ -97,7 +97,7 @@ def test_processes_that_evict_each_others_kernels_all_get_theirs(tmp_path: Path)
     processes = [start("build_under_eviction", tmp_path / "cache", cap, seed) for seed in range(4)]
     origins = [finish(process) for process in processes]
     assert all(isinstance(counts, dict) and sum(counts.values()) == 30 for counts in origins)
-    assert any("compiled" in counts for counts in origins)  # type: ignore[operator]
+    assert any("compiled" in counts for counts in origins)
     cache = KernelCache(tmp_path / "cache", max_bytes=cap)
     assert [info.damage for info in cache.verify(set_aside=False) if info.damage] == []
     cache.evict()

@@ -81,4 +81,4 @@ def test_the_printed_float_is_the_float(value: float) -> None:
 )
 def test_what_cpp_cannot_hold_is_refused(constants: dict[str, object], sentence: str) -> None:
     with pytest.raises(ArgumentError, match=re.escape(sentence)):
-        spell_constants(constants)  # type: ignore[arg-type]
+        spell_constants(constants)

@@ -78,9 +78,9 @@ def kill_at_random(folder: str, times: str) -> None:
 
         def announce(*args: object) -> object:
             os.write(publishing, b"p")
-            return publish(*args)  # type: ignore[arg-type]
+            return publish(*args)
 
-        cache.publish = announce  # type: ignore[method-assign, assignment]
+        cache.publish = announce
         build(tiny_kernel(factor), cache=cache, templates=ROOTS)
 
     def run(factor: float, kill: Callable[[int, int], None] | None) -> tuple[float, float, bool]:
@@ -150,8 +150,8 @@ def count_down(steps: int) -> None:
 
         return guarded
 
-    os.fsync = guard(os.fsync)  # type: ignore[assignment]
-    shutil.rmtree = guard(shutil.rmtree)  # type: ignore[assignment]
+    os.fsync = guard(os.fsync)
+    shutil.rmtree = guard(shutil.rmtree)
     for name in ("mkdir", "rename", "open"):
         setattr(Path, name, guard(getattr(Path, name)))
 
