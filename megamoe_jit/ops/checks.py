@@ -23,7 +23,9 @@ def default_arch(device: torch.device) -> Arch:
     return device_info(device).arch if device.type == "cuda" else get_arch(_NO_GPU_ARCH)
 
 
-def as_activation(activation: str | ActivationSpec, *, clamp: float | None, alpha: float = 1.0, up_bias: float = 0.0) -> ActivationSpec:
+def as_activation(
+    activation: str | ActivationSpec, *, clamp: float | None, alpha: float = 1.0, up_bias: float = 0.0
+) -> ActivationSpec:
     """Return the activation of a call; raises ArgumentError when a spec and separate arguments are mixed."""
     if not isinstance(activation, ActivationSpec):
         return ActivationSpec(kind=activation, alpha=alpha, up_bias=up_bias, clamp=clamp)  # type: ignore[arg-type]
@@ -97,7 +99,9 @@ def check_call(
                 f"{name} have (experts, hidden, intermediate) = {given}, and the buffer was made for {needed}. Use a buffer of the layer's sizes."
             )
         if weights.data.device != buffer.device:
-            raise ArgumentError(f"{name} are on {weights.data.device}, and the buffer is on {buffer.device}. Move one of them.")
+            raise ArgumentError(
+                f"{name} are on {weights.data.device}, and the buffer is on {buffer.device}. Move one of them."
+            )
     if l1.gated != activation.gated:
         raise ArgumentError(
             f"activation {activation.kind!r} needs weights {'with' if activation.gated else 'without'} gate rows, and l1_weights have "

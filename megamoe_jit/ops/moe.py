@@ -61,7 +61,9 @@ def get_symm_buffer_for_nvfp4_mega_moe(
     device = _device(device)
     arch = get_arch(arch) if arch is not None else default_arch(device)
     if topk_idx_dtype not in (torch.int32, torch.int64):
-        raise ArgumentError(f"topk_idx_dtype={topk_idx_dtype}, but indices are torch.int32 or torch.int64. Pass one of them.")
+        raise ArgumentError(
+            f"topk_idx_dtype={topk_idx_dtype}, but indices are torch.int32 or torch.int64. Pass one of them."
+        )
     problem = Problem(
         hidden=hidden,
         intermediate=intermediate_hidden,
@@ -75,14 +77,20 @@ def get_symm_buffer_for_nvfp4_mega_moe(
     return SymmBuffer(problem=problem, recipe=chosen, arch=arch, device=device, group=group, packed_sf=packed_sf)
 
 
-def stage_tokens(x: Tensor, topk_idx: Tensor, topk_weights: Tensor, sym_buffer: SymmBuffer, *, backend: str | None = None) -> None:
+def stage_tokens(
+    x: Tensor, topk_idx: Tensor, topk_weights: Tensor, sym_buffer: SymmBuffer, *, backend: str | None = None
+) -> None:
     """Quantise BF16 tokens into `sym_buffer` for the next call, in one launch; the views of the buffer are not needed then.
 
     x: bfloat16 [num_tokens, hidden], dense rows. topk_idx: int32 or int64 [num_tokens, num_topk], -1 where not routed.
     topk_weights: float32 of the same shape. Rounding: the recipe's L1 activations (docs/numerics.md). Raises ArgumentError.
     """
     check_routing(
-        topk_idx, topk_weights, num_topk=sym_buffer.num_topk, capacity=sym_buffer.num_max_tokens_per_rank, device=sym_buffer.device
+        topk_idx,
+        topk_weights,
+        num_topk=sym_buffer.num_topk,
+        capacity=sym_buffer.num_max_tokens_per_rank,
+        device=sym_buffer.device,
     )
     check_tokens(x, topk_idx.shape[0], sym_buffer)
     if resolve_backend(backend, sym_buffer.device) == "reference":
@@ -232,7 +240,9 @@ class MegaMoE:
     def sym_buffer(self) -> SymmBuffer:
         """The buffer of this layer; raises ArgumentError before the first call unless num_topk and capacity were given."""
         if self._buffer is None:
-            raise ArgumentError("the layer has no buffer before its first call. Pass num_topk and max_tokens_per_rank to make it at once.")
+            raise ArgumentError(
+                "the layer has no buffer before its first call. Pass num_topk and max_tokens_per_rank to make it at once."
+            )
         return self._buffer
 
     def prepare(self) -> None:
@@ -277,7 +287,9 @@ class MegaMoE:
             raise ArgumentError(f"topk_idx has shape {list(topk_idx.shape)}, but [num_tokens, num_topk] is needed.")
         num_tokens, num_topk = topk_idx.shape
         if buffer is None or num_tokens > buffer.num_max_tokens_per_rank:
-            capacity = self.max_tokens_per_rank or max(_CAPACITY_STEP, -(-num_tokens // _CAPACITY_STEP) * _CAPACITY_STEP)
+            capacity = self.max_tokens_per_rank or max(
+                _CAPACITY_STEP, -(-num_tokens // _CAPACITY_STEP) * _CAPACITY_STEP
+            )
             self._buffer = buffer = self._make_buffer(self.num_topk or num_topk, capacity)
         return buffer
 

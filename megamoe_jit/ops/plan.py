@@ -128,7 +128,12 @@ class MoePlan:
         self.stage(buffer.x[:num_tokens], x_sf, buffer.topk_idx[:num_tokens], buffer.topk_weights[:num_tokens])
 
     def run(
-        self, y: Tensor, l1: TransformedWeights, l2: TransformedWeights, recv_stats: Tensor | None, routed_scaling_factor: float
+        self,
+        y: Tensor,
+        l1: TransformedWeights,
+        l2: TransformedWeights,
+        recv_stats: Tensor | None,
+        routed_scaling_factor: float,
     ) -> None:
         """Launch the fused kernel over what was staged; all arguments were checked."""
         num_tokens = y.shape[0]
@@ -140,7 +145,11 @@ class MoePlan:
             launch = self._tiles[num_tokens] = self._mega[token_tile(self.problem, num_tokens)]
         launch.patch(0, self._weights_at, _weight_addresses(l1, l2))
         launch.patch(0, self._call_at, _CALL.pack(0 if recv_stats is None else recv_stats.data_ptr(), y.data_ptr()))
-        launch.patch(0, self._tail_at, _TAIL.pack(y.stride(0), num_tokens, self._pool_rows, self.buffer.rank, routed_scaling_factor))
+        launch.patch(
+            0,
+            self._tail_at,
+            _TAIL.pack(y.stride(0), num_tokens, self._pool_rows, self.buffer.rank, routed_scaling_factor),
+        )
         launch.launch()
 
     def raise_if_failed(self) -> None:

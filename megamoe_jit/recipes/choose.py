@@ -50,7 +50,8 @@ def choose_config(problem: Problem, recipe: str | Recipe, arch: str | Arch, num_
     recipe, arch = check_target(recipe, arch)
     mean, block_n = problem.tokens_per_expert(num_tokens), token_tile(problem, num_tokens)
     others = tuple(
-        f"block_n={n}: " + ("the mean does not fit, weights would be read again" if n < block_n else "more empty columns")
+        f"block_n={n}: "
+        + ("the mean does not fit, weights would be read again" if n < block_n else "more empty columns")
         for n in WGMMA_N
         if n != block_n
     )

@@ -24,7 +24,9 @@ class ParamBlock:
     def pack(self, values: dict[str, int | float], *, peers: tuple[int, ...] = ()) -> bytes:
         """Return the struct's bytes; `values` holds each field by name (a KeyError names a missing one)."""
         layout = f"<{len(peers) + len(self.quads)}Q" + "".join(code for _, code in self.words)
-        packed = struct.pack(layout, *peers, *(values[name] for name in self.quads), *(values[name] for name, _ in self.words))
+        packed = struct.pack(
+            layout, *peers, *(values[name] for name in self.quads), *(values[name] for name, _ in self.words)
+        )
         return packed.ljust(self.num_bytes(num_ranks=len(peers)), b"\0")
 
     def offset(self, name: str, *, num_ranks: int) -> int:
@@ -40,9 +42,24 @@ MEGA_MOE_PARAMS = ParamBlock(
     has_peer_table=True,
     quads=(
         *(f"sym_{part}" for part in SYM_PARTS),
-        "l1_weights", "l2_weights", "l1_alphas", "l2_alphas", "l1_bias", "l2_bias",
-        "acts", "acts_sf", "routed", "list_ready", "l1_done", "l2_done", "exited",
-        "recv_stats", "y", "error_record", "timeout_ns", "y_stride",
+        "l1_weights",
+        "l2_weights",
+        "l1_alphas",
+        "l2_alphas",
+        "l1_bias",
+        "l2_bias",
+        "acts",
+        "acts_sf",
+        "routed",
+        "list_ready",
+        "l1_done",
+        "l2_done",
+        "exited",
+        "recv_stats",
+        "y",
+        "error_record",
+        "timeout_ns",
+        "y_stride",
     ),
     words=(("num_tokens", "I"), ("pool_rows", "I"), ("rank", "I"), ("routed_scaling_factor", "f")),
 )

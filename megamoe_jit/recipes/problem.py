@@ -38,9 +38,13 @@ class Problem:
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise ArgumentError(f"{name}={value!r}, but kernels take an integer from {low} to {high}. Pass one in that range.")
+                raise ArgumentError(
+                    f"{name}={value!r}, but kernels take an integer from {low} to {high}. Pass one in that range."
+                )
         if self.num_topk > self.num_experts:
-            raise ArgumentError(f"num_topk={self.num_topk} is more than num_experts={self.num_experts}; a token goes to each expert once.")
+            raise ArgumentError(
+                f"num_topk={self.num_topk} is more than num_experts={self.num_experts}; a token goes to each expert once."
+            )
         if self.num_experts % self.num_ranks:
             raise ArgumentError(
                 f"num_experts={self.num_experts} does not divide among num_ranks={self.num_ranks}; "

@@ -20,7 +20,6 @@ __device__ __forceinline__ float sigmoid(float x) {
 
 // One intermediate value of a gated activation.
 __device__ __forceinline__ float activate(float gate, float up) {
-    static_assert(kActivation != Activation::kRelu2, "relu2 has no gate");
     if constexpr (config::kHasClamp) {
         gate = fminf(gate, config::kClamp);
         up = fminf(fmaxf(up, -config::kClamp), config::kClamp);

@@ -1,0 +1,107 @@
+"""How end-to-end kernel tests judge a result: the whole against the recipe's oracle, and each half by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megamoe_jit.formats.block_scaled import QuantFormat, QuantizedTensor
+from megamoe_jit.formats.moe_weights import MoeWeights
+from megamoe_jit.layouts.weights_sm90 import Sm90Element, permute_token_k
+from megamoe_jit.ops.moe import MegaMoE
+from megamoe_jit.ops.plan import MoePlan
+from megamoe_jit.reference.compare import rel_l2
+from megamoe_jit.reference.moe import MoeIntermediates, moe_reference
+
+BOUNDS = {"fp8_nvfp4": 5e-3, "bf16_nvfp4": 3e-3, "fp8_mxfp4": 5e-3, "bf16_mxfp4": 3e-3}
+_ENOUGH_ROWS = 100  # routed rows over which the share of neighbouring codes averages
+
+
+def tokens_and_routing(
+    num_tokens: int,
+    hidden: int,
+    num_experts: int,
+    num_topk: int,
+    *,
+    seed: int = 0,
+    index_dtype: torch.dtype = torch.int64,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return random tokens on the GPU with distinct experts each, a tenth of the slots not routed."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    x = torch.randn(num_tokens, hidden, generator=generator, device="cuda").bfloat16()
+    scores = torch.rand(num_tokens, num_experts, generator=generator, device="cuda")
+    topk_idx = scores.topk(num_topk, dim=1).indices
+    topk_idx = torch.where(torch.rand(topk_idx.shape, generator=generator, device="cuda") < 0.1, -1, topk_idx)
+    return x, topk_idx.to(index_dtype), torch.rand(topk_idx.shape, generator=generator, device="cuda")
+
+
+def check_output(
+    moe: MegaMoE, weights: MoeWeights, x: Tensor, topk_idx: Tensor, topk_weights: Tensor, y: Tensor, **oracle: Any
+) -> None:
+    """Hold `y`, the layer's last result, to the oracle.
+
+    E4M3 sums of L1 are inexact in hardware (13 fraction bits), so that some of the intermediate codes are neighbours of
+    the oracle's: at most one code step away, at most 3 % of them (1 % is usual). What L2 makes of the kernel's own
+    codes is held tighter. The bound on the whole needs enough values for that 1 % to average.
+    """
+    reference = moe_reference(
+        x, topk_idx, topk_weights, weights, rounding=moe.recipe.name, return_intermediates=True, **oracle
+    )
+    inner = reference.intermediates
+    assert inner is not None
+    if len(inner.token_idx) == 0:
+        assert torch.equal(y.double(), reference.y)
+        return
+    own = second_half(_check_first_half(moe, inner, weights.intermediate), inner, weights, topk_weights, moe)
+    assert rel_l2(y, own) < 1e-3
+    if len(inner.token_idx) >= _ENOUGH_ROWS:
+        assert rel_l2(y, reference.y) < BOUNDS[moe.recipe.name]
+
+
+def _check_first_half(moe: MegaMoE, inner: MoeIntermediates, intermediate: int) -> Tensor:
+    """Compare the activations that the kernel left in its pool with the oracle's; return their values [P, I]."""
+    num_rows = len(inner.token_idx)
+    workspace = next(plan for plan in moe.sym_buffer.plans.values() if isinstance(plan, MoePlan)).workspace
+    fp8 = moe.recipe.name.startswith("fp8")
+    pool = permute_token_k(workspace.acts()[:num_rows], Sm90Element.E4M3 if fp8 else Sm90Element.BF16, inverse=True)
+    pool = pool[:, :intermediate].contiguous()
+    if not fp8:
+        assert rel_l2(pool, inner.acts) < 3e-3
+        return pool.double()
+    assert inner.l2_acts is not None
+    steps = (code_order(pool) - code_order(inner.l2_acts.codes)).abs()
+    assert int(steps.max()) <= 1
+    assert float((steps > 0).double().mean()) < 0.03
+    sf = workspace.acts_sf()[: -(-intermediate // 128), :num_rows].T.contiguous()
+    assert torch.allclose(sf, inner.l2_acts.sf, rtol=1e-3, atol=0)
+    return QuantizedTensor(codes=pool, sf=sf, format=QuantFormat.FP8_BLOCK).dequantize(torch.float64)
+
+
+def code_order(codes: Tensor) -> Tensor:
+    """Return E4M3 codes as integers in the order of their values, zeros of both signs alike."""
+    bits = codes.view(torch.uint8).int()
+    return torch.where(bits < 128, bits, 128 - bits)
+
+
+def second_half(
+    acts: Tensor, inner: MoeIntermediates, weights: MoeWeights, topk_weights: Tensor, moe: MegaMoE
+) -> Tensor:
+    """Return y in float64 with the recipe's roundings from given activations [P, I], written out in plain torch."""
+    l2 = weights.l2().dequantize(torch.float64)
+    if moe.recipe.name == "fp8_nvfp4":
+        l2 = (l2 / 8).float().to(torch.float8_e4m3fn).double() * 8
+    num_tokens, num_topk = topk_weights.shape
+    partials = torch.zeros(num_tokens, num_topk, weights.hidden, dtype=torch.bfloat16, device=acts.device)
+    for expert in range(weights.num_experts):
+        mine = inner.expert_idx == expert
+        token, slot = inner.token_idx[mine], inner.slot_idx[mine]
+        out = acts[mine] @ l2[expert].T * weights.l2_alphas[expert].double()
+        if weights.l2_bias is not None:
+            out = out + weights.l2_bias[expert].double()
+        partials[token, slot] = (out * topk_weights[token, slot].double()[:, None]).bfloat16()
+    total = torch.zeros(num_tokens, weights.hidden, device=acts.device)
+    for k in range(num_topk):
+        total += partials[:, k].float()
+    return (total * moe.routed_scaling_factor).bfloat16().double()
