@@ -43,12 +43,13 @@ class Result:
 
 
 def measure_conditions() -> dict[str, str]:
-    """Return device, driver, toolkit, versions, commit, command and date of this run."""
+    """Return date, device, target, driver, toolkit, versions, commit and command of this run."""
     import torch
 
-    conditions = {
+    return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
+        "target": _target(),
         "driver": _driver_version(),
         "nvrtc": _version("nvidia-cuda-nvrtc"),
         "torch": torch.__version__,
@@ -56,7 +57,6 @@ def measure_conditions() -> dict[str, str]:
         "commit": _commit(),
         "command": shlex.join(["python", *_script_path(sys.argv)]),
     }
-    return conditions
 
 
 def save(result: Result, *, folder: Path = RESULTS) -> Path:
@@ -97,6 +97,14 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _target() -> str:
+    import torch
+
+    from megamoe_jit.arch import arch_for_capability
+
+    return arch_for_capability(torch.cuda.get_device_capability()).name if torch.cuda.is_available() else "none"
 
 
 def _commit() -> str:

@@ -56,7 +56,7 @@ def recipes_table(results: Mapping[str, Result]) -> str:
     from megamoe_jit.recipes.recipe import RECIPES
 
     tested = {
-        (row.get("recipe"), row.get("arch")): result.conditions["device"]
+        (row.get("recipe"), result.conditions.get("target")): result.conditions["device"].removeprefix("NVIDIA ")
         for result in results.values()
         for row in result.rows
     }
@@ -66,8 +66,8 @@ def recipes_table(results: Mapping[str, Result]) -> str:
         support = support_of(recipe, arch)
         if not support.has_kernel:
             return "reference" if support.is_target else "-"
-        device = tested.get((recipe, arch), "")
-        return f"tested on {device.removeprefix('NVIDIA ')}" if device and "CPU" not in device else "compiles"
+        device = tested.get((recipe, arch))
+        return f"tested on {device}" if device else "compiles"
 
     rows = ([f"`{recipe}`", *(cell(recipe, arch) for arch in targets)] for recipe in RECIPES)
     return markdown_table(("Recipe", *targets), rows)

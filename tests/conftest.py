@@ -17,6 +17,11 @@ settings.register_profile("megamoe", deadline=None)
 settings.load_profile("megamoe")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option behind `make golden`."""
+    parser.addoption("--update-golden", action="store_true", help="rewrite the golden files (tests/templates/golden)")
+
+
 def hardware_summary(reports: Iterable[pytest.TestReport]) -> str:
     """Return one line on which tests ran on a GPU, which had none to run on, and how many need none."""
     counts = Counter[str]()

@@ -9,7 +9,7 @@ import torch
 from megamoe_jit.errors import ArgumentError
 from megamoe_jit.formats.activation import ActivationSpec
 from megamoe_jit.formats.moe_weights import MoeWeights
-from megamoe_jit.recipes.recipe import Recipe, get_recipe
+from megamoe_jit.recipes.recipe import Recipe, ScaleType, get_recipe
 from megamoe_jit.reference.moe import moe_reference
 from megamoe_jit.reference.rounding_points import rounding_points
 
@@ -35,7 +35,8 @@ def run_reference(
         x: tokens [num_tokens, hidden], any float dtype.
         topk_idx: int32 or int64 [num_tokens, topk]; what is no expert of `weights` adds nothing.
         topk_weights: float32 [num_tokens, topk].
-        weights: canonical weights of the local experts, in the recipe's checkpoint format.
+        weights: canonical weights of the local experts, in the recipe's checkpoint format, or adapted by the recipe, as
+            `untransform_weights` returns those of mxfp8_nvfp4.
         recipe: which decides what is rounded where; `rounding` replaces single rounding points by name.
         activation: SwiGLU by default.
         routed_scaling_factor: multiplies the sum over experts.
@@ -46,15 +47,18 @@ def run_reference(
 
     Raises ArgumentError as the oracle does, UnsupportedError for an unknown recipe.
     """
+    recipe = get_recipe(recipe)
     if x_is_rounded:
         rounding["l1_acts"] = None
+    if weights.checkpoint == "mxfp4" != recipe.checkpoint and recipe.weights.sf_type is ScaleType.UE8M0:
+        rounding |= {"checkpoint": "mxfp4", "weights": None}  # the adaptation is done
     result = moe_reference(
         x,
         topk_idx,
         topk_weights,
         weights,
         activation=activation,
-        rounding=rounding_points(get_recipe(recipe).name, **rounding),
+        rounding=rounding_points(recipe.name, **rounding),
         routed_scaling_factor=routed_scaling_factor,
         expert_offset=expert_offset,
     )

@@ -8,7 +8,12 @@ from benchmarks import tables
 from benchmarks.record import Column, Result, load, load_all, save
 from benchmarks.tables import fill, main, make_tables, markdown_table, recipes_table, result_table
 
-CONDITIONS = {"date": "2026-01-02", "device": "NVIDIA H200", "command": "python -m benchmarks.speed"}
+CONDITIONS = {
+    "date": "2026-01-02",
+    "device": "NVIDIA H200",
+    "target": "sm_90a",
+    "command": "python -m benchmarks.speed",
+}
 RESULT = Result(
     name="speed",
     title="How fast",
@@ -33,7 +38,7 @@ def test_a_row_must_have_every_column(tmp_path: Path) -> None:
 
 def test_a_record_says_when_where_and_how_it_was_made() -> None:
     conditions = Result(name="x", title="", columns=(), rows=()).conditions
-    assert {"date", "device", "driver", "nvrtc", "torch", "python", "commit", "command"} == set(conditions)
+    assert {"date", "device", "target", "driver", "nvrtc", "torch", "python", "commit", "command"} == set(conditions)
     assert conditions["nvrtc"].startswith("13.")
 
 
@@ -41,7 +46,7 @@ def test_a_record_becomes_a_table_with_its_conditions() -> None:
     text = result_table(RESULT)
     assert "| Tokens | Time |\n|---|---|\n| 8 | 12.3 |\n| 64 | - |\n" in text
     assert "Median of 20." in text
-    assert "date 2026-01-02, device NVIDIA H200; `python -m benchmarks.speed`" in text
+    assert "date 2026-01-02, device NVIDIA H200, target sm_90a; `python -m benchmarks.speed`" in text
 
 
 def test_bars_in_cells_do_not_end_them() -> None:
@@ -58,9 +63,11 @@ def test_only_what_is_between_markers_changes() -> None:
 
 
 def test_support_is_hardware_tested_only_where_a_record_says_so() -> None:
-    row = {"recipe": "fp8_nvfp4", "arch": "sm_90a"}
+    row = {"recipe": "fp8_nvfp4"}
     tested = Result(name="accuracy", title="", columns=(), rows=(row,), conditions=CONDITIONS)
-    on_cpu = Result(name="accuracy", title="", columns=(), rows=(row,), conditions={"device": "x86_64 CPU"})
+    on_cpu = Result(
+        name="accuracy", title="", columns=(), rows=(row,), conditions={"device": "x86_64 CPU", "target": "none"}
+    )
     assert "| `fp8_nvfp4` | tested on H200 | - |" in recipes_table({"accuracy": tested})
     assert "| `fp8_nvfp4` | compiles | - |" in recipes_table({"accuracy": on_cpu})
     assert "| `bf16_nvfp4` | compiles | - |" in recipes_table({"accuracy": tested})

@@ -30,7 +30,13 @@ def test_inspect_says_what_a_kernel_is_made_of(run: Run, warm_cache: KernelCache
 
 def test_inspect_prints_for_people(run: Run, warm_cache: KernelCache) -> None:
     out = run("inspect", entry(warm_cache, "mega_moe_sm90")).out
-    for words in ("MMA shapes: m64n8k32", "TMA box: acts_map 8 x 128", "num_experts", " x wgmma.mma_async.", "registers"):
+    for words in (
+        "MMA shapes: m64n8k32",
+        "TMA box: acts_map 8 x 128",
+        "num_experts",
+        " x wgmma.mma_async.",
+        "registers",
+    ):
         assert words in out
     assert "MMA shapes: none" in run("inspect", entry(warm_cache, "stage_tokens")).out
 

@@ -1,0 +1,55 @@
+#line 1 "/config.cuh"
+// Every constant of this kernel's description, as Python computed it: `block_m` there is `config::kBlockM` here.
+#pragma once
+
+#include "types.cuh"
+
+namespace config {
+constexpr uint32_t kNumRanks = 1;
+constexpr uint32_t kNumExperts = 32;
+constexpr uint32_t kNumLocalExperts = 32;
+constexpr uint32_t kNumTopk = 4;
+constexpr uint32_t kTopkIdxBytes = 8;
+constexpr uint32_t kHidden = 2880;
+constexpr uint32_t kHiddenK = 2944;
+constexpr uint32_t kHiddenPadded = 3072;
+constexpr uint32_t kIntermediatePadded = 2944;
+constexpr uint32_t kL1Rows = 5888;
+constexpr uint32_t kBlockM = 256;
+constexpr uint32_t kBlockN = 32;
+constexpr uint32_t kBlockK = 128;
+constexpr uint32_t kNumStages = 8;
+constexpr uint32_t kL1MTiles = 23;
+constexpr uint32_t kL2MTiles = 12;
+constexpr uint32_t kL1KStages = 23;
+constexpr uint32_t kL2KStages = 23;
+constexpr uint32_t kL1BlocksPerTile = 1;
+constexpr uint32_t kPromoteStages = 1;
+constexpr uint32_t kNumThreads = 384;
+constexpr uint32_t kNumConsumerWarpgroups = 2;
+constexpr uint32_t kFirstConsumerThread = 128;
+constexpr uint32_t kNumActsLoaderThreads = 64;
+constexpr uint32_t kFullArrivals = 65;
+constexpr uint32_t kEmptyArrivals = 8;
+constexpr uint32_t kLoaderRegisters = 56;
+constexpr uint32_t kConsumerRegisters = 224;
+constexpr bool kIsFp8 = false;
+constexpr bool kIsGated = true;
+constexpr uint32_t kActBytes = 2;
+constexpr uint32_t kTokenKBytes = 256;
+constexpr uint32_t kTokenRowBytes = 5888;
+constexpr uint32_t kActRowBytes = 5888;
+constexpr uint32_t kTokenStageBytes = 8192;
+constexpr uint32_t kWeightStageBytes = 18432;
+constexpr uint32_t kActsTileBytes = 8192;
+constexpr uint32_t kDecodeTableRows = 1;
+constexpr uint32_t kSmemBytes = 223232;
+constexpr uint32_t kParamBytes = 208;
+constexpr uint32_t kActivation = 0;
+constexpr float kAlpha = 1.70200002f;
+constexpr float kUpBias = 1.0f;
+constexpr bool kHasClamp = true;
+constexpr float kClamp = 7.0f;
+constexpr bool kFastMath = true;
+constexpr float kMinAmax = 1.00000001e-10f;
+}  // namespace config

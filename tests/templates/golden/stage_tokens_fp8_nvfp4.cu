@@ -1,0 +1,345 @@
+#line 1 "/kernel.cu"
+#line 1 "/staging/staging.cuh"
+// Staging: BF16 tokens into the symmetric buffer, quantised by the recipe, K in token order; a block takes one token after another.
+//
+// E4M3: scale = max(amax, kMinAmax) / 448 in FP32, codes = RNE(x x (1 / scale)). BF16: the values as they are. Tokens that were
+// quantised by the caller (config::kSourceIsCodes) are only put in order. Padding of K is zeros.
+#line 1 "/comm/peers.cuh"
+// Symmetric buffers of all ranks: every rank keeps the same parts at the same offsets, so a base pointer a rank reaches them all.
+//#pragma once
+#line 1 "/config.cuh"
+// Every constant of this kernel's description, as Python computed it: `block_m` there is `config::kBlockM` here.
+//#pragma once
+
+#line 1 "/types.cuh"
+// Fixed-width integers without system headers (NVRTC has none); the same types that CCCL declares, so that both can be included.
+//#pragma once
+
+typedef signed char int8_t;
+typedef signed short int16_t;
+typedef signed int int32_t;
+typedef signed long long int64_t;
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+typedef uint64_t uintptr_t;
+
+static_assert(sizeof(uint8_t) == 1 && sizeof(uint16_t) == 2 && sizeof(uint32_t) == 4 && sizeof(uint64_t) == 8);
+static_assert(sizeof(void*) == sizeof(uintptr_t));
+#line 5 "/config.cuh"
+
+namespace config {
+constexpr uint32_t kNumRanks = 1;
+constexpr uint32_t kNumExperts = 32;
+constexpr uint32_t kNumTopk = 4;
+constexpr uint32_t kTopkIdxBytes = 8;
+constexpr uint32_t kHidden = 2880;
+constexpr uint32_t kHiddenK = 2944;
+constexpr uint32_t kNumThreads = 256;
+constexpr bool kIsFp8 = true;
+constexpr bool kSourceIsCodes = false;
+constexpr uint32_t kActBytes = 1;
+constexpr uint32_t kTokenRowBytes = 2944;
+constexpr uint32_t kParamBytes = 96;
+constexpr float kMinAmax = 1.00000001e-10f;
+}  // namespace config
+#line 4 "/comm/peers.cuh"
+//#include "types.cuh"
+
+namespace comm {
+
+struct PeerTable {
+    uint8_t* base[config::kNumRanks];
+};
+
+// Byte offsets of a buffer's parts (runtime/symmetric.py).
+struct SymOffsets {
+    uint64_t tokens;        // [max tokens][kTokenRowBytes]: staged codes, K in token order
+    uint64_t token_sf;      // [max tokens] f32
+    uint64_t topk_idx;      // [max tokens][kNumTopk] int32 or int64
+    uint64_t topk_weights;  // [max tokens][kNumTopk] f32
+    uint64_t partials;      // [max tokens * kNumTopk][kHiddenPadded] bf16: weighted expert outputs, one row a slot
+};
+
+template <typename T>
+__device__ __forceinline__ T* part(const PeerTable& peers, uint32_t rank, uint64_t offset) {
+    return reinterpret_cast<T*>(peers.base[rank] + offset);
+}
+
+// The global expert that a slot was routed to, or -1 (also for indices that are no expert).
+__device__ __forceinline__ int32_t routed_expert(const PeerTable& peers, const SymOffsets& sym, uint32_t rank, uint32_t slot) {
+    int64_t expert;
+    if constexpr (config::kTopkIdxBytes == 8) {
+        expert = part<const int64_t>(peers, rank, sym.topk_idx)[slot];
+    } else {
+        expert = part<const int32_t>(peers, rank, sym.topk_idx)[slot];
+    }
+    return expert >= 0 && expert < int64_t(config::kNumExperts) ? int32_t(expert) : -1;
+}
+
+}  // namespace comm
+#line 6 "/staging/staging.cuh"
+//#include "config.cuh"
+#line 1 "/layout/token_order.cuh"
+// The order of K in which tokens are stored for wgmma with weights in registers (docs/layouts.md, "K order of tokens").
+//
+// In the A fragment a lane holds, for each of its rows, k = 16 h + 4 t + j of a k32 step: pieces of two 16-groups, so natural
+// order would need a scale factor for each register. K's order is free as long as both operands agree, so inside each block of
+// 64 lane t owns the whole 16-group t:
+//
+//     E4M3   k = 16 t + 8 s + 4 h + j   is stored at   p = 32 s + 16 h + 4 t + j     s = k32 step, h = register half
+//     BF16   k = 16 t + 4 s + 2 h + j   is stored at   p = 16 s +  8 h + 2 t + j     s = k16 step
+//
+// Runs of kRun elements (4 bytes) stay together, so writers move 32-bit words.
+//#pragma once
+//#include "types.cuh"
+
+namespace layout {
+
+template <bool kIsFp8>
+struct TokenOrder {
+    static constexpr uint32_t kBlock = 64;
+    static constexpr uint32_t kRun = kIsFp8 ? 4 : 2;
+
+    // Stored position of natural index k.
+    __device__ __forceinline__ static constexpr uint32_t position(uint32_t k) {
+        const uint32_t block = k / kBlock * kBlock, t = k % kBlock / 16, j = k % kRun;
+        const uint32_t h = k / kRun % 2, s = k % 16 / (2 * kRun);
+        return block + 8 * kRun * s + 4 * kRun * h + kRun * t + j;
+    }
+};
+
+static_assert(TokenOrder<true>::position(16 * 3 + 8 * 1 + 4 * 1 + 2) == 32 * 1 + 16 * 1 + 4 * 3 + 2);
+static_assert(TokenOrder<false>::position(16 * 3 + 4 * 2 + 2 * 1 + 1) == 16 * 2 + 8 * 1 + 2 * 3 + 1);
+
+}  // namespace layout
+#line 8 "/staging/staging.cuh"
+#line 1 "/ptx/convert.cuh"
+// Conversions and byte selection. PTX ISA, "cvt", "prmt", "lop3", "mul (bf16x2)".
+//#pragma once
+//#include "types.cuh"
+
+namespace ptx {
+
+// Two floats to E4M3, round to nearest even, saturating at 448; `first` goes to the low byte.
+__device__ __forceinline__ uint16_t cvt_e4m3x2(float first, float second) {
+    uint16_t packed;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(second), "f"(first));
+    return packed;
+}
+
+// Two floats to BF16, round to nearest even; `first` goes to the low half.
+__device__ __forceinline__ uint32_t cvt_bf16x2(float first, float second) {
+    uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
+    return packed;
+}
+
+__device__ __forceinline__ float bf16_low(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float bf16_high(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+
+// Exact product of two bf16x2 where it fits; subnormal inputs and results are kept.
+__device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
+// Byte look-up: each selector nibble (0..7) picks a byte of {high, low}.
+__device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(selector));
+    return d;
+}
+
+// (a & mask) | (b & ~mask) in one instruction.
+__device__ __forceinline__ uint32_t bit_select(uint32_t mask, uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xE2;" : "=r"(d) : "r"(a), "r"(mask), "r"(b));
+    return d;
+}
+
+// 2^x, subnormal results flushed; maximum relative error 2^-22 (PTX ISA, ex2.approx).
+__device__ __forceinline__ float ex2_approx(float x) {
+    float d;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+
+// 1/x with a maximum relative error of 2^-23 (PTX ISA, rcp.approx).
+__device__ __forceinline__ float rcp_approx(float x) {
+    float d;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+
+}  // namespace ptx
+#line 9 "/staging/staging.cuh"
+#line 1 "/ptx/fence.cuh"
+// Fences between proxies and grids. PTX ISA, "Parallel Synchronization and Communication Instructions: membar/fence" and
+// "griddepcontrol".
+//#pragma once
+//#include "types.cuh"
+
+namespace ptx {
+
+// Orders generic accesses to shared memory (ordinary stores, cp.async) and async-proxy ones (wgmma, TMA), both ways.
+__device__ __forceinline__ void fence_proxy_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// The same for global memory.
+__device__ __forceinline__ void fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
+__device__ __forceinline__ void fence_acq_rel_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+__device__ __forceinline__ void fence_acq_rel_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+
+// Waits until the grids before this one in a programmatic dependent launch have ended; no effect in an ordinary launch.
+__device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Lets a dependent grid start its prologue; gives it no view of this grid's writes (griddepcontrol_wait does).
+__device__ __forceinline__ void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+}  // namespace ptx
+#line 10 "/staging/staging.cuh"
+//#include "types.cuh"
+
+namespace staging {
+
+// ops/launch.py packs the same fields.
+struct Params {
+    comm::SymOffsets sym;
+    uint8_t* base;               // this rank's symmetric buffer
+    const uint8_t* x;            // [num_tokens][kHidden] bf16, or E4M3 codes
+    const float* x_sf;           // [num_tokens], with codes only
+    const uint8_t* topk_idx;     // [num_tokens][kNumTopk] int32 or int64
+    const float* topk_weights;   // [num_tokens][kNumTopk]
+    uint64_t x_stride_bytes;
+    uint32_t topk_idx_bytes;
+    uint32_t num_tokens;
+};
+static_assert(sizeof(Params) == config::kParamBytes, "ops/launch.py packs other fields");
+
+constexpr uint32_t kSourceBytes = config::kSourceIsCodes ? 1 : 2;
+constexpr uint32_t kPiece = 8;                                          // neighbouring elements a thread handles at once
+constexpr uint32_t kNumPieces = config::kHiddenK / kPiece;
+constexpr uint32_t kPiecesPerThread = (kNumPieces + config::kNumThreads - 1) / config::kNumThreads;
+
+struct Piece {
+    uint32_t words[kPiece * kSourceBytes / 4];
+};
+
+// Elements first .. first + 7 of a row, zeros past its end.
+__device__ __forceinline__ Piece load_piece(const uint8_t* row, uint32_t first) {
+    Piece piece = {};
+    const uint8_t* source = row + first * kSourceBytes;
+    if (first + kPiece <= config::kHidden && reinterpret_cast<uint64_t>(source) % sizeof(Piece) == 0) {
+        if constexpr (config::kSourceIsCodes) {
+            const uint2 v = *reinterpret_cast<const uint2*>(source);
+            piece.words[0] = v.x, piece.words[1] = v.y;
+        } else {
+            const uint4 v = *reinterpret_cast<const uint4*>(source);
+            piece.words[0] = v.x, piece.words[1] = v.y, piece.words[2] = v.z, piece.words[3] = v.w;
+        }
+        return piece;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kPiece; ++i) {
+        if (first + i >= config::kHidden) break;
+        const uint32_t value = kSourceBytes == 1 ? source[i] : reinterpret_cast<const uint16_t*>(source)[i];
+        piece.words[i * kSourceBytes / 4] |= value << (8 * (i * kSourceBytes % 4));
+    }
+    return piece;
+}
+
+__device__ __forceinline__ float piece_amax(const Piece& piece) {
+    float largest = 0.0f;
+#pragma unroll
+    for (uint32_t w : piece.words) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(w)), fabsf(ptx::bf16_high(w))));
+    return largest;
+}
+
+__device__ __forceinline__ float block_max(float value) {
+    __shared__ float warp_max[config::kNumThreads / 32];
+#pragma unroll
+    for (uint32_t step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+    __syncthreads();  // the last token's maxima have been read
+    if (threadIdx.x % 32 == 0) warp_max[threadIdx.x / 32] = value;
+    __syncthreads();
+#pragma unroll
+    for (uint32_t w = 0; w < config::kNumThreads / 32; ++w) value = fmaxf(value, warp_max[w]);
+    return value;
+}
+
+// Stores a piece's runs of 4 bytes at their places in token order.
+template <uint32_t kWords>
+__device__ __forceinline__ void store_runs(uint8_t* row, uint32_t first, const uint32_t (&words)[kWords]) {
+    using Order = layout::TokenOrder<config::kIsFp8>;
+#pragma unroll
+    for (uint32_t i = 0; i < kWords; ++i) *reinterpret_cast<uint32_t*>(row + Order::position(first + i * Order::kRun) * config::kActBytes) = words[i];
+}
+
+}  // namespace staging
+
+namespace staging {
+
+__device__ __forceinline__ void copy_routing(const Params& params, uint32_t token) {
+    for (uint32_t k = threadIdx.x; k < config::kNumTopk; k += config::kNumThreads) {
+        const uint64_t slot = uint64_t(token) * config::kNumTopk + k;
+        const int64_t expert = params.topk_idx_bytes == 8 ? reinterpret_cast<const int64_t*>(params.topk_idx)[slot]
+                                                          : reinterpret_cast<const int32_t*>(params.topk_idx)[slot];
+        if constexpr (config::kTopkIdxBytes == 8) {
+            reinterpret_cast<int64_t*>(params.base + params.sym.topk_idx)[slot] = expert;
+        } else {
+            reinterpret_cast<int32_t*>(params.base + params.sym.topk_idx)[slot] = int32_t(expert);
+        }
+        reinterpret_cast<float*>(params.base + params.sym.topk_weights)[slot] = params.topk_weights[slot];
+    }
+}
+
+__device__ __forceinline__ void copy_token(const Params& params, uint32_t token) {
+    const uint8_t* source = params.x + uint64_t(token) * params.x_stride_bytes;
+    uint8_t* row = params.base + params.sym.tokens + uint64_t(token) * config::kTokenRowBytes;
+    Piece pieces[kPiecesPerThread];
+    float largest = 0.0f;
+#pragma unroll
+    for (uint32_t i = 0; i < kPiecesPerThread; ++i) {
+        const uint32_t piece = threadIdx.x + i * config::kNumThreads;
+        pieces[i] = piece < kNumPieces ? load_piece(source, piece * kPiece) : Piece{};
+        if constexpr (!config::kSourceIsCodes) largest = fmaxf(largest, piece_amax(pieces[i]));
+    }
+    float inverse = 1.0f;
+    if constexpr (config::kIsFp8) {
+        const float scale = config::kSourceIsCodes ? params.x_sf[token] : fmaxf(block_max(largest), config::kMinAmax) / 448.0f;
+        inverse = 1.0f / scale;
+        if (threadIdx.x == 0) reinterpret_cast<float*>(params.base + params.sym.token_sf)[token] = scale;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kPiecesPerThread; ++i) {
+        const uint32_t first = (threadIdx.x + i * config::kNumThreads) * kPiece;
+        if (first >= config::kHiddenK) break;
+        if constexpr (config::kIsFp8 && !config::kSourceIsCodes) {
+            uint32_t codes[2];
+#pragma unroll
+            for (uint32_t w = 0; w < 2; ++w) {
+                const uint32_t a = pieces[i].words[2 * w], b = pieces[i].words[2 * w + 1];
+                codes[w] = uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(a) * inverse, ptx::bf16_high(a) * inverse)) |
+                           uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(b) * inverse, ptx::bf16_high(b) * inverse)) << 16;
+            }
+            store_runs(row, first, codes);
+        } else {
+            store_runs(row, first, pieces[i].words);
+        }
+    }
+}
+
+}  // namespace staging
+
+extern "C" __global__ void __launch_bounds__(config::kNumThreads, 4) stage_tokens(const __grid_constant__ staging::Params params) {
+    ptx::griddepcontrol_launch_dependents();
+    for (uint32_t token = blockIdx.x; token < params.num_tokens; token += gridDim.x) {
+        staging::copy_routing(params, token);
+        staging::copy_token(params, token);
+    }
+}
+#line 2 "/kernel.cu"

@@ -1,0 +1,72 @@
+"""Rendered kernels, and the instructions that they compile to, are those that were reviewed last.
+
+`make golden` rewrites the files in golden/; their diff is part of a change's review.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megamoe_jit.formats.activation import ActivationSpec
+from megamoe_jit.jit.build import build
+from megamoe_jit.jit.cache import KernelCache
+from megamoe_jit.jit.compile import nvrtc_version
+from megamoe_jit.jit.inspect import instruction_histogram
+from megamoe_jit.jit.render import render
+from megamoe_jit.jit.source import KernelDescription
+from megamoe_jit.recipes import Problem, plan_kernels
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def kernels(recipe: str, activation: ActivationSpec) -> dict[str, KernelDescription]:
+    """Return the kernels of a layer with padded widths by name: stage_fp8_nvfp4, mega_fp8_nvfp4_n8, ..."""
+    problem = Problem(
+        hidden=2880, intermediate=2880, num_experts=32, num_topk=4, max_tokens_per_rank=256, activation=activation
+    )
+    named: dict[str, KernelDescription] = {}
+    for kernel in plan_kernels(problem, recipe, "sm_90a"):
+        constants = kernel.constants()
+        tile = f"_n{constants['block_n']}" if "block_n" in constants else ""
+        named.setdefault(f"{kernel.kernel_name}_{recipe}{tile}", kernel)
+    return named
+
+
+KERNELS = kernels("fp8_nvfp4", ActivationSpec()) | kernels("bf16_mxfp4", ActivationSpec.swigluoai())
+IN_FULL = ("stage_tokens_fp8_nvfp4", "mega_moe_sm90_fp8_nvfp4_n16")
+
+
+def compare(path: Path, text: str, update: bool) -> None:
+    """Hold `text` to the file at `path`, or rewrite it."""
+    if update:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert path.is_file(), f"{path.name} is missing, run: make golden"
+    assert text == path.read_text(), f"{path.name} is not what it was; review the difference, then run: make golden"
+
+
+@pytest.fixture
+def update(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.mark.parametrize("name", IN_FULL)
+def test_a_kernel_renders_to_its_golden_source(name: str, update: bool) -> None:
+    compare(GOLDEN / f"{name}.cu", render(KERNELS[name]).flatten(), update)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_has_its_golden_constants(name: str, update: bool) -> None:
+    compare(GOLDEN / f"{name}.config.cuh", dict(render(KERNELS[name]).files)["config.cuh"], update)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_compiles_to_its_golden_instructions(name: str, update: bool, tmp_path: Path) -> None:
+    folder = GOLDEN / "nvrtc-{}.{}".format(*nvrtc_version())
+    if not folder.is_dir() and not update:
+        pytest.skip(f"no golden instructions for {folder.name}: the counts of another compiler say nothing")
+    histogram = instruction_histogram(build(KERNELS[name], cache=KernelCache(tmp_path)).ptx)
+    lines = [f"{count:6} {opcode}\n" for opcode, count in sorted(histogram.items())]
+    compare(folder / f"{name}.txt", "".join(lines), update)
