@@ -58,26 +58,27 @@ def check_tokens(x: Tensor, num_tokens: int, buffer: SymmBuffer) -> None:
     _check_rows("x", x, buffer.device)
 
 
-def check_call(
-    y: Tensor,
-    l1: TransformedWeights,
-    l2: TransformedWeights,
-    buffer: SymmBuffer,
-    recv_stats: Tensor | None,
-    activation: ActivationSpec,
-) -> None:
-    """Raise ArgumentError unless output, weights, buffer and statistics belong together."""
+def check_output(y: Tensor, buffer: SymmBuffer) -> None:
+    """Raise ArgumentError unless y is bfloat16 [at most the capacity, hidden] with dense rows on a live buffer's device."""
     if buffer.is_destroyed:
         raise ArgumentError("sym_buffer was destroyed. Make a new one with get_symm_buffer_for_nvfp4_mega_moe.")
     if y.dtype != torch.bfloat16 or y.ndim != 2 or y.shape[1] != buffer.hidden:
         raise ArgumentError(
-            f"y is {y.dtype} {list(y.shape)}, but torch.bfloat16 [num_tokens, {buffer.hidden}] is needed. Allocate it as x.new_empty(x.shape)."
+            f"y is {y.dtype} {list(y.shape)}, but torch.bfloat16 [num_tokens, {buffer.hidden}] is needed. "
+            "Allocate it as x.new_empty(x.shape)."
         )
     if y.shape[0] > buffer.num_max_tokens_per_rank:
         raise ArgumentError(
-            f"y has {y.shape[0]} rows, and the buffer holds {buffer.num_max_tokens_per_rank} tokens. Split the batch, or make a larger buffer."
+            f"y has {y.shape[0]} rows, and the buffer holds {buffer.num_max_tokens_per_rank} tokens. "
+            "Split the batch, or make a larger buffer."
         )
     _check_rows("y", y, buffer.device)
+
+
+def check_weights(
+    l1: TransformedWeights, l2: TransformedWeights, buffer: SymmBuffer, activation: ActivationSpec
+) -> None:
+    """Raise ArgumentError unless the weights belong to the buffer's recipe and sizes, and to the activation."""
     problem = buffer.problem
     for name, weights, layer in (("l1_weights", l1, "l1"), ("l2_weights", l2, "l2")):
         if not isinstance(weights, TransformedWeights):
@@ -107,6 +108,11 @@ def check_call(
             f"activation {activation.kind!r} needs weights {'with' if activation.gated else 'without'} gate rows, and l1_weights have "
             f"{'them' if l1.gated else 'none'}. Choose another activation, or other weights."
         )
+
+
+def check_stats(recv_stats: Tensor | None, buffer: SymmBuffer) -> None:
+    """Raise ArgumentError unless the statistics are None or contiguous int32 [local experts] on the buffer's device."""
+    problem = buffer.problem
     if recv_stats is not None and (
         recv_stats.dtype != torch.int32
         or tuple(recv_stats.shape) != (problem.num_local_experts,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +12,16 @@ from megamoe_jit.arch import Arch, get_arch
 from megamoe_jit.errors import ArgumentError
 from megamoe_jit.formats.activation import ActivationSpec
 from megamoe_jit.formats.moe_weights import MoeWeights
-from megamoe_jit.ops.checks import as_activation, check_call, check_recipe_tuple, check_tokens, default_arch
-from megamoe_jit.ops.plan import MoePlan
+from megamoe_jit.ops.checks import (
+    as_activation,
+    check_output,
+    check_recipe_tuple,
+    check_stats,
+    check_tokens,
+    check_weights,
+    default_arch,
+)
+from megamoe_jit.ops.plan import MoePlan, moe_plan, staging_plan
 from megamoe_jit.ops.tokens import quantize_tokens, token_values
 from megamoe_jit.ops.weights import TransformedWeights, transform_weights, untransform_weights
 from megamoe_jit.recipes.choose import check_target
@@ -85,19 +92,24 @@ def stage_tokens(
     x: bfloat16 [num_tokens, hidden], dense rows. topk_idx: int32 or int64 [num_tokens, num_topk], -1 where not routed.
     topk_weights: float32 of the same shape. Rounding: the recipe's L1 activations (docs/numerics.md). Raises ArgumentError.
     """
-    check_routing(
+    _stage(x, topk_idx, topk_weights, sym_buffer, resolve_backend(backend, sym_buffer.device))
+
+
+def _stage(x: Tensor, topk_idx: Tensor, topk_weights: Tensor, buffer: SymmBuffer, backend: str) -> None:
+    problem = buffer.problem
+    num_tokens = check_routing(
         topk_idx,
         topk_weights,
-        num_topk=sym_buffer.num_topk,
-        capacity=sym_buffer.num_max_tokens_per_rank,
-        device=sym_buffer.device,
+        num_topk=problem.num_topk,
+        capacity=problem.max_tokens_per_rank,
+        device=buffer.device,
     )
-    check_tokens(x, topk_idx.shape[0], sym_buffer)
-    if resolve_backend(backend, sym_buffer.device) == "reference":
-        codes, x_sf, x_scales = quantize_tokens(x, sym_buffer.recipe)
-        sym_buffer.fill(codes, x_sf, topk_idx, topk_weights, x_scales=x_scales)
-        return
-    _plan(sym_buffer, sym_buffer.problem).stage(x, None, topk_idx, topk_weights)
+    check_tokens(x, num_tokens, buffer)
+    if backend == "reference":
+        codes, x_sf, x_scales = quantize_tokens(x, buffer.recipe)
+        buffer.fill(codes, x_sf, topk_idx, topk_weights, x_scales=x_scales)
+    else:
+        staging_plan(buffer).stage(x, None, topk_idx, topk_weights)
 
 
 def fp8_nvfp4_mega_moe(
@@ -145,11 +157,12 @@ def fp8_nvfp4_mega_moe(
     """
     spec = as_activation(activation, clamp=activation_clamp, alpha=activation_alpha, up_bias=activation_up_bias)
     check_recipe_tuple(recipe, l1_weights)
-    check_call(y, l1_weights, l2_weights, sym_buffer, cumulative_local_expert_recv_stats, spec)
-    problem = _call_problem(sym_buffer, spec, fast_math)
-    num_tokens = y.shape[0]
+    check_output(y, sym_buffer)
+    check_stats(cumulative_local_expert_recv_stats, sym_buffer)
     if resolve_backend(backend, sym_buffer.device) == "reference":
-        run_reference(
+        check_weights(l1_weights, l2_weights, sym_buffer, spec)
+        num_tokens = y.shape[0]
+        return run_reference(
             token_values(sym_buffer, num_tokens),
             sym_buffer.topk_idx[:num_tokens],
             sym_buffer.topk_weights[:num_tokens],
@@ -162,17 +175,24 @@ def fp8_nvfp4_mega_moe(
             recv_stats=cumulative_local_expert_recv_stats,
             out=y,
         )
-        return y
-    plan = _plan(sym_buffer, problem)
-    staged = sym_buffer.num_staged
-    if staged is None:
-        plan.stage_views(num_tokens)
-    elif staged != num_tokens:
-        raise ArgumentError(
-            f"y has {num_tokens} rows, but {staged} tokens were staged. Pass y with as many rows, or stage the tokens of this call."
-        )
-    plan.run(y, l1_weights, l2_weights, cumulative_local_expert_recv_stats, routed_scaling_factor)
+    plan = moe_plan(sym_buffer, spec, fast_math=fast_math)
+    plan.bind(l1_weights, l2_weights)
+    _launch(plan, y, cumulative_local_expert_recv_stats, routed_scaling_factor)
     return y
+
+
+def _launch(plan: MoePlan, y: Tensor, recv_stats: Tensor | None, routed_scaling_factor: float) -> None:
+    """Launch the fused kernel over the staged tokens, or over the buffer's views when nothing was staged."""
+    buffer, num_tokens = plan.buffer, y.shape[0]
+    plan.raise_if_failed()
+    if buffer.num_staged is None:
+        staging_plan(buffer).stage_views(num_tokens)
+    elif buffer.num_staged != num_tokens:
+        raise ArgumentError(
+            f"y has {num_tokens} rows, but {buffer.num_staged} tokens were staged. "
+            "Pass y with as many rows, or stage the tokens of this call."
+        )
+    plan.run(y, recv_stats, routed_scaling_factor)
 
 
 class MegaMoE:
@@ -231,6 +251,7 @@ class MegaMoE:
         self.fast_math = fast_math
         self.routed_scaling_factor = float(routed_scaling_factor)
         self.num_topk, self.max_tokens_per_rank = num_topk, max_tokens_per_rank
+        self._plan: MoePlan | None = None
         self._buffer = sym_buffer
         self._owns_buffer = sym_buffer is None
         if sym_buffer is None and num_topk is not None and max_tokens_per_rank is not None:
@@ -248,7 +269,8 @@ class MegaMoE:
     def prepare(self) -> None:
         """Build and load every kernel that calls can need, so that no call compiles (and calls can be captured in a graph)."""
         if self.backend == "cuda":
-            _plan(self.sym_buffer, _call_problem(self.sym_buffer, self.activation, self.fast_math))
+            staging_plan(self.sym_buffer)
+            self._plan_for(self.sym_buffer)
 
     def __call__(
         self,
@@ -265,19 +287,33 @@ class MegaMoE:
         `fp8_nvfp4_mega_moe` does.
         """
         buffer = self._buffer_for(topk_idx)
-        stage_tokens(x, topk_idx, topk_weights, buffer, backend=self.backend)
-        y = out if out is not None else torch.empty_like(x)
-        return fp8_nvfp4_mega_moe(
-            y,
-            self.l1,
-            self.l2,
-            buffer,
-            recv_stats,
-            activation=self.activation,
-            fast_math=self.fast_math,
-            routed_scaling_factor=self.routed_scaling_factor,
-            backend=self.backend,
-        )
+        _stage(x, topk_idx, topk_weights, buffer, self.backend)
+        if out is None:
+            y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        else:
+            y = out
+            check_output(y, buffer)
+        if self.backend != "cuda":
+            return fp8_nvfp4_mega_moe(
+                y,
+                self.l1,
+                self.l2,
+                buffer,
+                recv_stats,
+                activation=self.activation,
+                routed_scaling_factor=self.routed_scaling_factor,
+                backend=self.backend,
+            )
+        if recv_stats is not None:
+            check_stats(recv_stats, buffer)
+        plan = self._plan if self._plan is not None and self._plan.buffer is buffer else self._plan_for(buffer)
+        plan.bind(self.l1, self.l2)
+        _launch(plan, y, recv_stats, self.routed_scaling_factor)
+        return y
+
+    def _plan_for(self, buffer: SymmBuffer) -> MoePlan:
+        self._plan = moe_plan(buffer, self.activation, fast_math=self.fast_math)
+        return self._plan
 
     def _buffer_for(self, topk_idx: Tensor) -> SymmBuffer:
         buffer = self._buffer
@@ -315,21 +351,3 @@ def _device(device: torch.device | str | None) -> torch.device:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def _call_problem(buffer: SymmBuffer, activation: ActivationSpec, fast_math: bool) -> Problem:
-    """Return the buffer's problem with a call's arithmetic; the same object again for the same call."""
-    key = ("problem", activation, fast_math)
-    problem: Problem | None = buffer.plans.get(key)
-    if problem is None:
-        problem = buffer.plans[key] = replace(buffer.problem, activation=activation, fast_math=fast_math)
-    return problem
-
-
-def _plan(buffer: SymmBuffer, problem: Problem) -> MoePlan:
-    plan: MoePlan | None = buffer.plans.get(problem)
-    if plan is None:
-        check_target(buffer.recipe, buffer.arch)
-        plan = buffer.plans[problem] = MoePlan(buffer, problem)
-    plan.raise_if_failed()
-    return plan

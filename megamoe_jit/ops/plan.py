@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from megamoe_jit import env
 from megamoe_jit.errors import ArgumentError
+from megamoe_jit.formats.activation import ActivationSpec
 from megamoe_jit.jit.build import build
+from megamoe_jit.ops.checks import check_weights
 from megamoe_jit.ops.weights import TransformedWeights
-from megamoe_jit.recipes.choose import plan_kernels, token_tile
+from megamoe_jit.recipes.choose import check_target, plan_kernels, token_tile
 from megamoe_jit.recipes.params import MEGA_MOE_PARAMS, STAGING_PARAMS, SYM_PARTS, ParamBlock
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.sm90 import Sm90Config, Sm90Shapes, Sm90StagingConfig
 from megamoe_jit.recipes.waits import WAITS
 from megamoe_jit.runtime.backend import LaunchPlan
-from megamoe_jit.runtime.cuda import CudaBackend, PreparedLaunch, cuda_backend
+from megamoe_jit.runtime.cuda import PreparedLaunch, cuda_backend
 from megamoe_jit.runtime.launch import struct_bytes, tensor_map
 from megamoe_jit.runtime.memory import HostErrorRecord, error_record
 from megamoe_jit.runtime.symmetric import SymmBuffer
@@ -63,41 +65,30 @@ class Workspace:
         return self.memory[:num_bytes].view(dtype).view(shapes.pool_rows, shapes.intermediate_padded)
 
 
-class MoePlan:
-    """Every launch that calls on one buffer can need, built, loaded and packed; a call patches a few fields and launches.
+class StagingPlan:
+    """The staging launches of one buffer: from BF16 tokens, and from codes that the caller put in the views."""
 
-    Not for several threads at once, nor for overlapping calls on two streams: they would share the workspace.
-    """
-
-    def __init__(self, buffer: SymmBuffer, problem: Problem) -> None:
+    def __init__(self, buffer: SymmBuffer) -> None:
         """Build the kernels and load them; not inside a graph capture (ArgumentError)."""
-        if torch.cuda.is_current_stream_capturing():
-            raise ArgumentError(
-                "the kernels of this call are not loaded yet, which a CUDA graph capture does not allow. "
-                "Run the call once before the capture, or call prepare()."
-            )
-        self.buffer, self.problem = buffer, problem
-        self.backend: CudaBackend = cuda_backend(buffer.device)
-        self.error_record: HostErrorRecord = error_record(self.backend.device)
-        shapes = Sm90Shapes(problem=problem, recipe=buffer.recipe)
-        workspace: Workspace | None = buffer.plans.get("workspace")
-        if workspace is None or workspace.shapes.workspace() != shapes.workspace():
-            workspace = buffer.plans["workspace"] = Workspace.allocate(shapes, buffer.device)
-        self.workspace = workspace
-        self._staging: dict[bool, PreparedLaunch] = {}
-        self._mega: dict[int, PreparedLaunch] = {}
-        self._tiles: dict[int, PreparedLaunch] = {}  # by number of tokens
-        for kernel in plan_kernels(problem, buffer.recipe, buffer.arch):
-            if isinstance(kernel, Sm90StagingConfig):
-                self._staging[kernel.source_is_codes] = self._prepare_staging(kernel)
-            else:
-                self._mega[kernel.block_n] = self._prepare_mega(kernel)
-        offset = MEGA_MOE_PARAMS.offset
-        self._weights_at = offset("l1_weights", num_ranks=problem.num_ranks)
-        self._call_at = offset("recv_stats", num_ranks=problem.num_ranks)
-        self._tail_at = offset("y_stride", num_ranks=problem.num_ranks)
+        _refuse_capture()
+        self.buffer = buffer
+        backend = cuda_backend(buffer.device)
+        values: dict[str, int | float] = {
+            **_zeros(STAGING_PARAMS),
+            **_sym_values(buffer),
+            "base": _base(buffer),
+        }
+        self._launches: dict[bool, PreparedLaunch] = {}
+        for config in plan_kernels(buffer.problem, buffer.recipe, buffer.arch):
+            if isinstance(config, Sm90StagingConfig):
+                plan = LaunchPlan(
+                    kernel=build(config),
+                    grid=(backend.info.num_sms * _STAGING_BLOCKS_PER_SM, 1, 1),
+                    block=(config.num_threads, 1, 1),
+                    params=(struct_bytes("params", STAGING_PARAMS.pack(values)),),
+                )
+                self._launches[config.source_is_codes] = backend.prepare(plan)
         self._source_at = STAGING_PARAMS.offset("x", num_ranks=1)
-        self._pool_rows = shapes.pool_rows
 
     def stage(self, x: Tensor, x_sf: Tensor | None, topk_idx: Tensor, topk_weights: Tensor) -> None:
         """Put checked tokens (BF16, or the recipe's codes) and their routing in the buffer, in kernel order: one launch."""
@@ -105,20 +96,18 @@ class MoePlan:
         self.buffer.num_staged = num_tokens
         if num_tokens == 0:
             return
-        launch = self._staging[x.dtype != torch.bfloat16]
-        launch.patch(
-            0,
-            self._source_at,
-            _SOURCE.pack(
-                x.data_ptr(),
-                0 if x_sf is None else x_sf.data_ptr(),
-                topk_idx.data_ptr(),
-                topk_weights.data_ptr(),
-                x.stride(0) * x.element_size(),
-                topk_idx.element_size(),
-                num_tokens,
-            ),
+        item_bytes = x.element_size()
+        launch = self._launches[item_bytes == 1]
+        source = _SOURCE.pack(
+            x.data_ptr(),
+            0 if x_sf is None else x_sf.data_ptr(),
+            topk_idx.data_ptr(),
+            topk_weights.data_ptr(),
+            x.stride(0) * item_bytes,
+            topk_idx.element_size(),
+            num_tokens,
         )
+        launch.patch(0, self._source_at, source)
         launch.launch()
 
     def stage_views(self, num_tokens: int) -> None:
@@ -127,29 +116,59 @@ class MoePlan:
         x_sf = None if buffer.x_sf is None else buffer.x_sf[:num_tokens]
         self.stage(buffer.x[:num_tokens], x_sf, buffer.topk_idx[:num_tokens], buffer.topk_weights[:num_tokens])
 
-    def run(
-        self,
-        y: Tensor,
-        l1: TransformedWeights,
-        l2: TransformedWeights,
-        recv_stats: Tensor | None,
-        routed_scaling_factor: float,
-    ) -> None:
-        """Launch the fused kernel over what was staged; all arguments were checked."""
+
+class MoePlan:
+    """The fused launches of one buffer and one activation, for every token tile; a call patches a few fields.
+
+    Not for several threads at once, nor for overlapping calls on two streams: they would share the workspace.
+    """
+
+    def __init__(self, buffer: SymmBuffer, problem: Problem) -> None:
+        """Build the kernels and load them; not inside a graph capture (ArgumentError)."""
+        _refuse_capture()
+        self.buffer, self.problem = buffer, problem
+        self.error_record: HostErrorRecord = error_record(buffer.device.index)
+        shapes = Sm90Shapes(problem=problem, recipe=buffer.recipe)
+        # Activations with and without a gate pad differently; calls of one kind share their workspace.
+        key = ("workspace", shapes.workspace())
+        if key not in buffer.plans:
+            buffer.plans[key] = Workspace.allocate(shapes, buffer.device)
+        self.workspace: Workspace = buffer.plans[key]
+        self._launches: dict[int, PreparedLaunch] = {
+            config.block_n: self._prepare(config)
+            for config in plan_kernels(problem, buffer.recipe, buffer.arch)
+            if isinstance(config, Sm90Config)
+        }
+        self._by_num_tokens: dict[int, PreparedLaunch] = {}
+        self._weights: tuple[TransformedWeights, TransformedWeights] | None = None
+        self._weights_packed = b""
+        self._weights_at, self._call_at, self._tail_at = (
+            MEGA_MOE_PARAMS.offset(name, num_ranks=problem.num_ranks)
+            for name in ("l1_weights", "recv_stats", "y_stride")
+        )
+        self._pool_rows = shapes.pool_rows
+
+    def bind(self, l1: TransformedWeights, l2: TransformedWeights) -> None:
+        """Take the weights of the next call; raises ArgumentError when they do not fit the buffer or the activation."""
+        if self._weights is not None and self._weights[0] is l1 and self._weights[1] is l2:
+            return
+        check_weights(l1, l2, self.buffer, self.problem.activation)
+        self._weights = (l1, l2)
+        self._weights_packed = _weight_addresses(l1, l2)
+
+    def run(self, y: Tensor, recv_stats: Tensor | None, routed_scaling_factor: float) -> None:
+        """Launch the fused kernel with the bound weights over what was staged; all arguments were checked."""
         num_tokens = y.shape[0]
         self.buffer.num_staged = None
         if num_tokens == 0:
             return
-        launch = self._tiles.get(num_tokens)
+        launch = self._by_num_tokens.get(num_tokens)
         if launch is None:
-            launch = self._tiles[num_tokens] = self._mega[token_tile(self.problem, num_tokens)]
-        launch.patch(0, self._weights_at, _weight_addresses(l1, l2))
+            launch = self._by_num_tokens[num_tokens] = self._launches[token_tile(self.problem, num_tokens)]
+        launch.patch(0, self._weights_at, self._weights_packed)
         launch.patch(0, self._call_at, _CALL.pack(0 if recv_stats is None else recv_stats.data_ptr(), y.data_ptr()))
-        launch.patch(
-            0,
-            self._tail_at,
-            _TAIL.pack(y.stride(0), num_tokens, self._pool_rows, self.buffer.rank, routed_scaling_factor),
-        )
+        tail = _TAIL.pack(y.stride(0), num_tokens, self._pool_rows, self.buffer.rank, routed_scaling_factor)
+        launch.patch(0, self._tail_at, tail)
         launch.launch()
 
     def raise_if_failed(self) -> None:
@@ -158,48 +177,67 @@ class MoePlan:
 
     def tensor_maps(self) -> dict[int, TensorMap]:
         """Return the tensor map of each token tile's kernel."""
-        return {block_n: acts_tensor_map(self.workspace.acts(), block_n) for block_n in self._mega}
+        return {block_n: acts_tensor_map(self.workspace.acts(), block_n) for block_n in self._launches}
 
-    def _sym_values(self) -> dict[str, int | float]:
-        return {f"sym_{part}": self.buffer.offsets[part] for part in SYM_PARTS}
-
-    def _prepare_staging(self, config: Sm90StagingConfig) -> PreparedLaunch:
-        values: dict[str, int | float] = {**_zeros(STAGING_PARAMS), **self._sym_values(), "base": self._base}
-        return self.backend.prepare(
-            LaunchPlan(
-                kernel=build(config),
-                grid=(self.backend.info.num_sms * _STAGING_BLOCKS_PER_SM, 1, 1),
-                block=(config.num_threads, 1, 1),
-                params=(struct_bytes("params", STAGING_PARAMS.pack(values)),),
-            )
-        )
-
-    def _prepare_mega(self, config: Sm90Config) -> PreparedLaunch:
+    def _prepare(self, config: Sm90Config) -> PreparedLaunch:
+        backend = cuda_backend(self.buffer.device)
         values: dict[str, int | float] = {
             **_zeros(MEGA_MOE_PARAMS),
-            **self._sym_values(),
+            **_sym_values(self.buffer),
             **self.workspace.addresses(),
             "error_record": self.error_record.device_pointer,
             "timeout_ns": int(env.TIMEOUT_S.get() * 1e9),
         }
-        return self.backend.prepare(
+        return backend.prepare(
             LaunchPlan(
                 kernel=build(config),
-                grid=(self.backend.info.num_sms, 1, 1),
+                grid=(backend.info.num_sms, 1, 1),
                 block=(config.num_threads, 1, 1),
                 smem_bytes=config.smem_bytes,
                 cooperative=True,  # L2 tiles and combine wait for other blocks
                 params=(
-                    struct_bytes("params", MEGA_MOE_PARAMS.pack(values, peers=(self._base,))),
+                    struct_bytes("params", MEGA_MOE_PARAMS.pack(values, peers=(_base(self.buffer),))),
                     tensor_map("acts_map", acts_tensor_map(self.workspace.acts(), config.block_n)),
                 ),
             )
         )
 
-    @property
-    def _base(self) -> int:
-        assert self.buffer.handle is not None
-        return self.buffer.handle.buffer_ptrs[self.buffer.rank]
+
+def staging_plan(buffer: SymmBuffer) -> StagingPlan:
+    """Return the staging launches of `buffer`, prepared when first asked for."""
+    plan: StagingPlan | None = buffer.plans.get("staging")
+    if plan is None:
+        check_target(buffer.recipe, buffer.arch)
+        plan = buffer.plans["staging"] = StagingPlan(buffer)
+    return plan
+
+
+def moe_plan(buffer: SymmBuffer, activation: ActivationSpec, *, fast_math: bool) -> MoePlan:
+    """Return the fused launches of `buffer` for an activation, prepared when first asked for."""
+    key = (activation, fast_math)
+    plan: MoePlan | None = buffer.plans.get(key)
+    if plan is None:
+        check_target(buffer.recipe, buffer.arch)
+        problem = replace(buffer.problem, activation=activation, fast_math=fast_math)
+        plan = buffer.plans[key] = MoePlan(buffer, problem)
+    return plan
+
+
+def _refuse_capture() -> None:
+    if torch.cuda.is_current_stream_capturing():
+        raise ArgumentError(
+            "the kernels of this call are not loaded yet, which a CUDA graph capture does not allow. "
+            "Run the call once before the capture, or call prepare()."
+        )
+
+
+def _sym_values(buffer: SymmBuffer) -> dict[str, int]:
+    return {f"sym_{part}": buffer.offsets[part] for part in SYM_PARTS}
+
+
+def _base(buffer: SymmBuffer) -> int:
+    assert buffer.handle is not None
+    return buffer.handle.buffer_ptrs[buffer.rank]
 
 
 def _zeros(block: ParamBlock) -> dict[str, int | float]:
