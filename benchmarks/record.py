@@ -55,7 +55,7 @@ def measure_conditions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": _commit(),
-        "command": shlex.join(["python", *_script_path(sys.argv)]),
+        "command": shlex.join(["python", *_script(sys.argv)]),
     }
 
 
@@ -86,10 +86,10 @@ def load_all(folder: Path = RESULTS) -> dict[str, Result]:
     return {record.name: record for record in records}
 
 
-def _script_path(argv: Sequence[str]) -> list[str]:
-    script = Path(argv[0]).resolve()
-    root = Path(__file__).parent.parent
-    return [str(script.relative_to(root)) if script.is_relative_to(root) else script.name, *argv[1:]]
+def _script(argv: Sequence[str]) -> list[str]:
+    script = Path(argv[0])
+    is_ours = script.resolve().parent == Path(__file__).resolve().parent
+    return [*(["-m", f"benchmarks.{script.stem}"] if is_ours else [script.name]), *argv[1:]]
 
 
 def _version(distribution: str) -> str:
