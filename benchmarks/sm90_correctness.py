@@ -2,8 +2,8 @@
 
     python -m benchmarks.sm90_correctness [--recipes fp8_nvfp4 bf16_nvfp4] [--shapes flash pro ...] [--tokens 0 1 7 ...]
 
-For each case: relative L2 error to the oracle with the recipe's roundings, cosine to the truth without any, whether two calls
-(of which the second overwrites poisoned memory) give the same bits, and the time of a call inside a CUDA graph.
+For each case: relative L2 error to the oracle with the recipe's roundings, cosine to the truth without any, whether two
+calls (of which the second overwrites poisoned memory) give the same bits, and the time of a call inside a CUDA graph.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ COLUMNS = (
     Column(key="bit_identical", heading="two calls bit-identical"),
 )
 NOTES = (
-    "Oracle: the same layer in float64 with the recipe's roundings. Truth: the dequantised weights in float64 without any. "
+    "Oracle: the same layer in float64 with the recipe's roundings. "
+    "Truth: the dequantised weights in float64 without any. "
     "minilm has the FFN weights of a sentence-embedding model where real_weights is true; the others are random."
 )
 
@@ -156,9 +157,9 @@ def main() -> int:
                 is_right &= in_bound and all(bool(case[key]) for key in ("bit_identical", "finite", "stats_right"))
                 results.append(case | {"bound": BOUNDS[recipe], "prepare_s": prepare_s})
                 print(
-                    f"{name:8} {recipe:11} T={num_tokens:5} oracle {case['rel_l2_oracle']:.2e} truth {case['rel_l2_truth']:.2e} "
-                    f"cos {case['cosine_truth']:.6f} same {case['bit_identical']} finite {case['finite']} stats {case['stats_right']} "
-                    f"{case['graph_us']:.1f} us",
+                    f"{name:8} {recipe:11} T={num_tokens:5} oracle {case['rel_l2_oracle']:.2e} "
+                    f"truth {case['rel_l2_truth']:.2e} cos {case['cosine_truth']:.6f} same {case['bit_identical']} "
+                    f"finite {case['finite']} stats {case['stats_right']} {case['graph_us']:.1f} us",
                     flush=True,
                 )
     if not args.no_record:

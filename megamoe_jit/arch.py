@@ -31,6 +31,7 @@ class Arch:
     is_family: bool = False  # "f" targets run on every later device of the same major version
 
     def __str__(self) -> str:
+        """Return the name, for messages."""
         return self.name
 
     def runs_on(self, capability: tuple[int, int]) -> bool:
@@ -46,9 +47,21 @@ ARCHS: dict[str, Arch] = {
     for arch in (
         Arch(name="sm_90a", capability=(9, 0), generation=MmaGeneration.WGMMA, max_smem_bytes=227 * _KIB),
         Arch(name="sm_100a", capability=(10, 0), generation=MmaGeneration.TCGEN05, max_smem_bytes=227 * _KIB),
-        Arch(name="sm_100f", capability=(10, 0), generation=MmaGeneration.TCGEN05, max_smem_bytes=227 * _KIB, is_family=True),
+        Arch(
+            name="sm_100f",
+            capability=(10, 0),
+            generation=MmaGeneration.TCGEN05,
+            max_smem_bytes=227 * _KIB,
+            is_family=True,
+        ),
         Arch(name="sm_103a", capability=(10, 3), generation=MmaGeneration.TCGEN05, max_smem_bytes=227 * _KIB),
-        Arch(name="sm_103f", capability=(10, 3), generation=MmaGeneration.TCGEN05, max_smem_bytes=227 * _KIB, is_family=True),
+        Arch(
+            name="sm_103f",
+            capability=(10, 3),
+            generation=MmaGeneration.TCGEN05,
+            max_smem_bytes=227 * _KIB,
+            is_family=True,
+        ),
         Arch(name="sm_120a", capability=(12, 0), generation=MmaGeneration.MMA_SYNC, max_smem_bytes=99 * _KIB),
         Arch(name="sm_121a", capability=(12, 1), generation=MmaGeneration.MMA_SYNC, max_smem_bytes=99 * _KIB),
     )
@@ -74,7 +87,7 @@ def arch_for_capability(capability: tuple[int, int]) -> Arch:
     if not fitting:
         known = ", ".join(sorted({f"{a.capability[0]}.{a.capability[1]}" for a in ARCHS.values()}))
         raise UnsupportedError(
-            f"the device has compute capability {capability[0]}.{capability[1]}, and megamoe_jit has targets for {known}. "
-            'Use one of those devices, or backend="reference" on any.'
+            f"the device has compute capability {capability[0]}.{capability[1]}, and megamoe_jit has targets for "
+            f'{known}. Use one of those devices, or backend="reference" on any.'
         )
     return max(fitting, key=lambda arch: (arch.is_family, -arch.capability[1]))

@@ -11,7 +11,7 @@ class MegaMoeError(Exception):
 
 
 class ArgumentError(MegaMoeError, ValueError):
-    """An argument has a shape, dtype, device, stride or value that the call cannot take; the message says which it needs."""
+    """An argument has a shape, dtype, device, stride or value that the call cannot take; the message says which."""
 
 
 class UnsupportedError(MegaMoeError):
@@ -27,7 +27,10 @@ class CompileError(MegaMoeError):
         source_path: folder that keeps the rendered sources, or None when it could not be written.
     """
 
-    def __init__(self, message: str, *, errors: Sequence[str] = (), log: str = "", source_path: Path | None = None) -> None:
+    def __init__(
+        self, message: str, *, errors: Sequence[str] = (), log: str = "", source_path: Path | None = None
+    ) -> None:
+        """Keep the message and what it is about."""
         super().__init__(message)
         self.errors = tuple(errors)
         self.log = log

@@ -31,8 +31,8 @@ def as_activation(
         return ActivationSpec(kind=activation, alpha=alpha, up_bias=up_bias, clamp=clamp)  # type: ignore[arg-type]
     if clamp is not None or alpha != 1.0 or up_bias != 0.0:
         raise ArgumentError(
-            f"activation is an ActivationSpec, and clamp={clamp}, alpha={alpha}, up_bias={up_bias} were given beside it. "
-            "Put them into the ActivationSpec."
+            f"activation is an ActivationSpec, and clamp={clamp}, alpha={alpha}, up_bias={up_bias} were given beside "
+            "it. Put them into the ActivationSpec."
         )
     return activation
 
@@ -44,7 +44,8 @@ def check_recipe_tuple(recipe: Sequence[int] | None, weights: TransformedWeights
     needed = (1, 1, 16 if get_recipe(weights.recipe).checkpoint == "nvfp4" else 32)
     if isinstance(recipe, str) or tuple(recipe) != needed:
         raise ArgumentError(
-            f"recipe={recipe!r}, but the weights ({weights.recipe}) have scale factors of (gran_m, gran_n, gran_k) = {needed}. Pass that, or None."
+            f"recipe={recipe!r}, but the weights ({weights.recipe}) have scale factors of "
+            f"(gran_m, gran_n, gran_k) = {needed}. Pass that, or None."
         )
 
 
@@ -59,7 +60,7 @@ def check_tokens(x: Tensor, num_tokens: int, buffer: SymmBuffer) -> None:
 
 
 def check_output(y: Tensor, buffer: SymmBuffer) -> None:
-    """Raise ArgumentError unless y is bfloat16 [at most the capacity, hidden] with dense rows on a live buffer's device."""
+    """Raise ArgumentError unless y is bfloat16 [up to the capacity, hidden] in dense rows on a live buffer's device."""
     if buffer.is_destroyed:
         raise ArgumentError("sym_buffer was destroyed. Make a new one with get_symm_buffer_for_nvfp4_mega_moe.")
     if y.dtype != torch.bfloat16 or y.ndim != 2 or y.shape[1] != buffer.hidden:
@@ -97,7 +98,8 @@ def check_weights(
         needed = (problem.num_local_experts, problem.hidden, problem.intermediate)
         if given != needed:
             raise ArgumentError(
-                f"{name} have (experts, hidden, intermediate) = {given}, and the buffer was made for {needed}. Use a buffer of the layer's sizes."
+                f"{name} have (experts, hidden, intermediate) = {given}, and the buffer was made for {needed}. "
+                "Use a buffer of the layer's sizes."
             )
         if weights.data.device != buffer.device:
             raise ArgumentError(
@@ -105,8 +107,8 @@ def check_weights(
             )
     if l1.gated != activation.gated:
         raise ArgumentError(
-            f"activation {activation.kind!r} needs weights {'with' if activation.gated else 'without'} gate rows, and l1_weights have "
-            f"{'them' if l1.gated else 'none'}. Choose another activation, or other weights."
+            f"activation {activation.kind!r} needs weights {'with' if activation.gated else 'without'} gate rows, and "
+            f"l1_weights have {'them' if l1.gated else 'none'}. Choose another activation, or other weights."
         )
 
 
@@ -120,8 +122,9 @@ def check_stats(recv_stats: Tensor | None, buffer: SymmBuffer) -> None:
         or recv_stats.device != buffer.device
     ):
         raise ArgumentError(
-            f"cumulative_local_expert_recv_stats is {recv_stats.dtype} {list(recv_stats.shape)} on {recv_stats.device}, but a contiguous "
-            f"torch.int32 [{problem.num_local_experts}] on {buffer.device} is needed. Allocate it as torch.zeros(...)."
+            f"cumulative_local_expert_recv_stats is {recv_stats.dtype} {list(recv_stats.shape)} on "
+            f"{recv_stats.device}, but a contiguous torch.int32 [{problem.num_local_experts}] on {buffer.device} is "
+            "needed. Allocate it as torch.zeros(...)."
         )
 
 
@@ -130,5 +133,6 @@ def _check_rows(name: str, tensor: Tensor, device: torch.device) -> None:
         raise ArgumentError(f"{name} is on {tensor.device}, but the buffer is on {device}. Move it there.")
     if tensor.stride(1) != 1 or tensor.stride(0) < tensor.shape[1] * (tensor.shape[0] > 1):
         raise ArgumentError(
-            f"{name} {list(tensor.shape)} has strides {list(tensor.stride())}, but rows must be dense and must not overlap. Call .contiguous()."
+            f"{name} {list(tensor.shape)} has strides {list(tensor.stride())}, but rows must be dense and must not "
+            "overlap. Call .contiguous()."
         )

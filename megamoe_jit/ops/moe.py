@@ -87,10 +87,11 @@ def get_symm_buffer_for_nvfp4_mega_moe(
 def stage_tokens(
     x: Tensor, topk_idx: Tensor, topk_weights: Tensor, sym_buffer: SymmBuffer, *, backend: str | None = None
 ) -> None:
-    """Quantise BF16 tokens into `sym_buffer` for the next call, in one launch; the views of the buffer are not needed then.
+    """Quantise BF16 tokens into `sym_buffer` for the next call, in one launch; the buffer's views are not needed then.
 
     x: bfloat16 [num_tokens, hidden], dense rows. topk_idx: int32 or int64 [num_tokens, num_topk], -1 where not routed.
-    topk_weights: float32 of the same shape. Rounding: the recipe's L1 activations (docs/numerics.md). Raises ArgumentError.
+    topk_weights: float32 of the same shape. Rounding: the recipe's L1 activations (docs/numerics.md).
+    Raises ArgumentError.
     """
     _stage(x, topk_idx, topk_weights, sym_buffer, resolve_backend(backend, sym_buffer.device))
 
@@ -128,10 +129,10 @@ def fp8_nvfp4_mega_moe(
     routed_scaling_factor: float = 1.0,
     backend: str | None = None,
 ) -> Tensor:
-    """Run the fused MoE on the tokens in `sym_buffer`: y = routed_scaling_factor x sum over slots of weight x expert(token).
+    """Run the fused MoE on the tokens in `sym_buffer`: y = routed_scaling_factor x sum of weight x expert(token).
 
-    The tokens are those of the last `stage_tokens`, or, without one since the last call, the first y.shape[0] rows of the
-    buffer's views as the caller filled them.
+    The tokens are those of the last `stage_tokens`, or, without one since the last call, the first y.shape[0] rows of
+    the buffer's views as the caller filled them.
 
     Args:
         y: bfloat16 [num_tokens, hidden], dense rows; written, and returned. Its rows say how many tokens the call has.
@@ -139,8 +140,8 @@ def fp8_nvfp4_mega_moe(
         l2_weights: down, from the same call.
         sym_buffer: from `get_symm_buffer_for_nvfp4_mega_moe`, of the same recipe and sizes.
         cumulative_local_expert_recv_stats: int32 [local experts]; each expert's tokens are added to it.
-        recipe: (gran_m, gran_n, gran_k) of the weights' scale factors: (1, 1, 16) for NVFP4, (1, 1, 32) for MXFP4; None takes
-            the weights'.
+        recipe: (gran_m, gran_n, gran_k) of the weights' scale factors: (1, 1, 16) for NVFP4, (1, 1, 32) for MXFP4;
+            None takes the weights'.
         activation: "swiglu", "gelu", "relu2", or an ActivationSpec, which then carries clamp, alpha and bias itself.
         activation_clamp: gate is clamped above, up on both sides, before the activation; None for no clamp.
         fast_math: approximate exponential and reciprocal (relative error about 2^-22 each) in the activation.
@@ -149,11 +150,12 @@ def fp8_nvfp4_mega_moe(
         routed_scaling_factor: multiplies the sum over slots, in FP32.
         backend: "cuda" or "reference"; by default that of the tensors' device.
 
-    Rounding, in order (fp8_nvfp4 | bf16_nvfp4): weights to E4M3 | none; activation to E4M3 per 128 | BF16; partials (after the
-    top-k weight) to BF16; sum over slots in slot order in FP32; y to BF16. docs/numerics.md has every recipe's.
+    Rounding, in order (fp8_nvfp4 | bf16_nvfp4): weights to E4M3 | none; activation to E4M3 per 128 | BF16; partials
+    (after the top-k weight) to BF16; sum over slots in slot order in FP32; y to BF16. docs/numerics.md has every
+    recipe's.
 
-    Raises ArgumentError for shapes, dtypes, strides or devices that do not fit, UnsupportedError where no kernel serves the
-    recipe, LaunchError when a kernel stopped itself.
+    Raises ArgumentError for shapes, dtypes, strides or devices that do not fit, UnsupportedError where no kernel serves
+    the recipe, LaunchError when a kernel stopped itself.
     """
     spec = as_activation(activation, clamp=activation_clamp, alpha=activation_alpha, up_bias=activation_up_bias)
     check_recipe_tuple(recipe, l1_weights)
@@ -244,7 +246,8 @@ class MegaMoE:
             chosen = get_recipe(self.l1.recipe)
             if recipe is not None and get_recipe(recipe) != chosen:
                 raise ArgumentError(
-                    f"recipe={get_recipe(recipe).name}, but the weights were transformed for {chosen.name}. Transform them for the recipe."
+                    f"recipe={get_recipe(recipe).name}, but the weights were transformed for {chosen.name}. "
+                    "Transform them for the recipe."
                 )
         self.recipe = chosen
         self.activation = as_activation(activation, clamp=activation_clamp)
@@ -259,15 +262,16 @@ class MegaMoE:
 
     @property
     def sym_buffer(self) -> SymmBuffer:
-        """The buffer of this layer; raises ArgumentError before the first call unless num_topk and capacity were given."""
+        """The buffer of this layer; before the first call, ArgumentError unless num_topk and capacity were given."""
         if self._buffer is None:
             raise ArgumentError(
-                "the layer has no buffer before its first call. Pass num_topk and max_tokens_per_rank to make it at once."
+                "the layer has no buffer before its first call. "
+                "Pass num_topk and max_tokens_per_rank to make it at once."
             )
         return self._buffer
 
     def prepare(self) -> None:
-        """Build and load every kernel that calls can need, so that no call compiles (and calls can be captured in a graph)."""
+        """Build and load every kernel that calls can need: no call compiles then, and a graph can capture calls."""
         if self.backend == "cuda":
             staging_plan(self.sym_buffer)
             self._plan_for(self.sym_buffer)

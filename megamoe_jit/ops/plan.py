@@ -34,7 +34,7 @@ _SOURCE = struct.Struct("<5QII")  # x .. num_tokens
 
 
 def acts_tensor_map(acts: Tensor, block_n: int) -> TensorMap:
-    """Return the map through which L2 reads activations [pool rows, intermediate]: boxes of 128 bytes x block_n rows, swizzled."""
+    """Return the map by which L2 reads activations [pool rows, intermediate], in swizzled boxes of block_n x 128 B."""
     return tensor_map_for(acts, box=(block_n, 128 // acts.element_size()), swizzle=Swizzle.B128)
 
 
@@ -91,7 +91,7 @@ class StagingPlan:
         self._source_at = STAGING_PARAMS.offset("x", num_ranks=1)
 
     def stage(self, x: Tensor, x_sf: Tensor | None, topk_idx: Tensor, topk_weights: Tensor) -> None:
-        """Put checked tokens (BF16, or the recipe's codes) and their routing in the buffer, in kernel order: one launch."""
+        """Put checked tokens (BF16, or the recipe's codes) and routing into the buffer in kernel order: one launch."""
         num_tokens = x.shape[0]
         self.buffer.num_staged = num_tokens
         if num_tokens == 0:
@@ -172,7 +172,7 @@ class MoePlan:
         launch.launch()
 
     def raise_if_failed(self) -> None:
-        """Raise LaunchError when a kernel of this device stopped itself (a wait that timed out) since the process began."""
+        """Raise LaunchError when a kernel of this device stopped itself (a wait timed out) since the process began."""
         self.error_record.raise_if_failed(WAITS)
 
     def tensor_maps(self) -> dict[int, TensorMap]:

@@ -30,7 +30,7 @@ def acts_format(operand: Operand) -> QuantFormat | None:
 
 
 def quantize_tokens(x: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return (codes, scale factors, second-level scales) of tokens [num_tokens, hidden] as the views of a SymmBuffer hold them."""
+    """Return tokens [num_tokens, hidden] he (codes, scale factors, second-level scales) of SymmBuffer's views."""
     form = acts_format(recipe.l1_acts)
     if form is None:
         return x, None, None
@@ -46,7 +46,7 @@ def quantize_tokens(x: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | None, T
 
 
 def token_values(buffer: SymmBuffer, num_tokens: int) -> Tensor:
-    """Return the first tokens of a buffer's views as float64 [num_tokens, hidden]: exactly what their codes stand for."""
+    """Return a buffer's first tokens as float64 [num_tokens, hidden]: exactly what the codes in its views stand for."""
     form = acts_format(buffer.recipe.l1_acts)
     codes = buffer.x[:num_tokens]
     if form is None or buffer.x_sf is None:

@@ -30,7 +30,8 @@ def check_target(recipe: str | Recipe, arch: str | Arch) -> tuple[Recipe, Arch]:
         )
     if arch.generation is not MmaGeneration.WGMMA:
         raise UnsupportedError(
-            f'recipe {recipe.name} on {arch} has no kernel in this version. Use backend="reference", or a GPU of target sm_90a.'
+            f'recipe {recipe.name} on {arch} has no kernel in this version. Use backend="reference", or a GPU of '
+            "target sm_90a."
         )
     return recipe, arch
 
@@ -38,15 +39,15 @@ def check_target(recipe: str | Recipe, arch: str | Arch) -> tuple[Recipe, Arch]:
 def token_tile(problem: Problem, num_tokens: int) -> int:
     """Return the token tile for a call: the smallest MMA width that holds an expert's mean share, else the largest.
 
-    Weights are read once for each token tile of an expert, so a tile too small costs bandwidth; one too large costs MMA and
-    epilogue work on empty columns.
+    Weights are read once for each token tile of an expert, so a tile too small costs bandwidth; one too large costs MMA
+    and epilogue work on empty columns.
     """
     mean = problem.tokens_per_expert(num_tokens)
     return next((n for n in WGMMA_N if mean <= n), WGMMA_N[-1])
 
 
 def choose_config(problem: Problem, recipe: str | Recipe, arch: str | Arch, num_tokens: int) -> Choice:
-    """Return the configuration for a call with `num_tokens` tokens a rank; raises UnsupportedError when there is none."""
+    """Return the configuration for a call of `num_tokens` tokens a rank; raises UnsupportedError when there is none."""
     recipe, arch = check_target(recipe, arch)
     mean, block_n = problem.tokens_per_expert(num_tokens), token_tile(problem, num_tokens)
     others = tuple(
@@ -65,7 +66,7 @@ def choose_config(problem: Problem, recipe: str | Recipe, arch: str | Arch, num_
 def plan_kernels(
     problem: Problem, recipe: str | Recipe, arch: str | Arch
 ) -> tuple[Sm90StagingConfig | Sm90Config, ...]:
-    """Return every kernel that calls with 1 to max_tokens_per_rank tokens can need; raises UnsupportedError as above."""
+    """Return every kernel that calls of 1 to max_tokens_per_rank tokens can need; raises UnsupportedError as above."""
     recipe, arch = check_target(recipe, arch)
     tiles = [n for n in WGMMA_N if token_tile(problem, 1) <= n <= token_tile(problem, problem.max_tokens_per_rank)]
     sources = (False, True) if recipe.l1_acts.element is Element.E4M3 else (False,)  # BF16 codes are BF16 tokens

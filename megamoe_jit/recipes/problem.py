@@ -13,7 +13,8 @@ class Problem:
     """Shapes and arithmetic of one MoE layer; the number of tokens of a call is not part of it.
 
     `hidden` and `intermediate` are the model's own (unpadded) widths, `num_experts` counts all ranks' experts,
-    `max_tokens_per_rank` is the capacity that buffers are made for. Raises ArgumentError for values outside the limits below.
+    `max_tokens_per_rank` is the capacity that buffers are made for. Raises ArgumentError for values outside the limits
+    below.
     """
 
     hidden: int
@@ -43,7 +44,8 @@ class Problem:
                 )
         if self.num_topk > self.num_experts:
             raise ArgumentError(
-                f"num_topk={self.num_topk} is more than num_experts={self.num_experts}; a token goes to each expert once."
+                f"num_topk={self.num_topk} is more than num_experts={self.num_experts}; a token goes to each expert "
+                "once. Pass a smaller num_topk."
             )
         if self.num_experts % self.num_ranks:
             raise ArgumentError(
@@ -51,7 +53,9 @@ class Problem:
                 "each rank owns the same number of experts. Add empty experts, or use another number of ranks."
             )
         if self.topk_idx_bytes not in (4, 8):
-            raise ArgumentError(f"topk_idx_bytes={self.topk_idx_bytes}, but indices are int32 (4) or int64 (8).")
+            raise ArgumentError(
+                f"topk_idx_bytes={self.topk_idx_bytes}, but indices are int32 (4) or int64 (8). Pass one of them."
+            )
 
     @property
     def num_local_experts(self) -> int:

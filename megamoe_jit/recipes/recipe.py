@@ -40,6 +40,7 @@ class Operand:
     row_scale: bool = False
 
     def __str__(self) -> str:
+        """Return the encoding in words, as descriptions of recipes use them."""
         if self.sf_type is None:
             return self.element.value
         text = f"{self.element.value} with {self.sf_type.value} per {self.gran_k or 'token'}"
@@ -50,8 +51,9 @@ class Operand:
 class Recipe:
     """What a mega-MoE call multiplies by what, and what is rounded where.
 
-    `checkpoint` is the format of the expert weights as given ("nvfp4" or "mxfp4"); they stay in it. `weights` is the operand
-    that the MMA sees after on-chip decoding or scale adaptation. `loss` says in words what the recipe rounds beyond the formats.
+    `checkpoint` is the format of the expert weights as given ("nvfp4" or "mxfp4"); they stay in it. `weights` is the
+    operand that the MMA sees after on-chip decoding or scale adaptation. `loss` says in words what the recipe rounds
+    beyond the formats.
     """
 
     name: str
@@ -67,9 +69,9 @@ class Recipe:
     def describe(self) -> str:
         """Return one paragraph on what this recipe computes and what it rounds."""
         return (
-            f"{self.name}: {self.checkpoint.upper()} weights; activations {self.l1_acts} (L1), {self.l2_acts} (L2); the tensor core "
-            f"multiplies {self.weights.element.value} weights by {self.l1_acts.element.value} activations with {self.mma} on "
-            f"{', '.join(self.targets)}. {self.loss}"
+            f"{self.name}: {self.checkpoint.upper()} weights; activations {self.l1_acts} (L1), {self.l2_acts} (L2); "
+            f"the tensor core multiplies {self.weights.element.value} weights by {self.l1_acts.element.value} "
+            f"activations with {self.mma} on {', '.join(self.targets)}. {self.loss}"
         )
 
 
@@ -117,7 +119,8 @@ RECIPES: dict[str, Recipe] = {
             mma="tcgen05.mma kind::mxf8f6f4 block32",
             generation=MmaGeneration.TCGEN05,
             targets=_SM100,
-            loss="Weights change: each pair of UE4M3/16 scales becomes one UE8M0/32 scale, and the codes are rounded to it.",
+            loss="Weights change: each pair of UE4M3/16 scales becomes one UE8M0/32 scale, "
+            "and the codes are rounded to it.",
         ),
         Recipe(
             name="mxfp4_mxfp4",
@@ -161,7 +164,8 @@ RECIPES: dict[str, Recipe] = {
             mma="wgmma e4m3 with decoded weights in registers",
             generation=MmaGeneration.WGMMA,
             targets=_SM90,
-            loss="Weights are exact while the exponents of an expert span what E4M3 holds; the transform refuses others.",
+            loss="Weights are exact while the exponents of an expert span what E4M3 holds; "
+            "the transform refuses others.",
         ),
         Recipe(
             name="bf16_mxfp4",

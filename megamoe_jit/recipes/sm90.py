@@ -1,4 +1,4 @@
-"""Configurations of the Hopper kernels: tiles, shared memory and registers, each computed once and asserted in the templates."""
+"""Configurations of the Hopper kernels: tiles, shared memory, registers; computed once, asserted in the templates."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ ACTIVATION_CODES = {"swiglu": 0, "gelu": 1, "relu2": 2}
 MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this maximum: no division by zero
 SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
 WGMMA_N = (8, 16, 32, 64)
-# K after which L1's E4M3 sums move from the tensor core's 13-bit adder to FP32. On an H200 (hidden 4096, intermediate 2048) this
-# decides how often requantisation meets another code than exact sums would: 1.0 %, 1.6 %, 2.4 % of codes for 128, 256, 512, which
-# is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3; promoting every 128 costs 3 % of the time with 16 tokens an expert, 8 % with 96.
+# K after which L1's E4M3 sums move from the tensor core's 13-bit adder to FP32. On an H200 (hidden 4096, intermediate
+# 2048) this decides how often requantisation meets another code than exact sums would: 1.0 %, 1.6 %, 2.4 % of codes for
+# 128, 256, 512, which is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3; promoting every 128 costs 3 % of the time
+# with 16 tokens an expert, 8 % with 96.
 PROMOTE_K = 128
 _BLOCK_M, _BLOCK_K = 256, 128
 _NUM_CONSUMER_WARPGROUPS, _NUM_ACTS_LOADER_THREADS = 2, 64
@@ -82,7 +83,7 @@ class Sm90Shapes:
         )
 
     def symmetric(self) -> StructLayout:
-        """Return the parts of the symmetric buffer: what the caller fills, what staging writes, what experts send home."""
+        """Return the symmetric buffer's parts: what the caller fills, what staging writes, what experts send home."""
         p = self.problem
         t, slots = p.max_tokens_per_rank, p.max_tokens_per_rank * p.num_topk
         return struct_layout(
@@ -269,7 +270,7 @@ def reject(config: Sm90Config) -> str | None:
 
 
 def config_for_tile(problem: Problem, recipe: Recipe, arch: Arch, block_n: int) -> Sm90Config:
-    """Return the build for one token tile with as many stages as fit; raises UnsupportedError with the reason when none does."""
+    """Return the build for one token tile with as many stages as fit; raises UnsupportedError when none does."""
     reason: str | None = None
     for num_stages in range(_MAX_STAGES, 1, -1):
         config = Sm90Config(problem=problem, recipe=recipe, arch=arch, block_n=block_n, num_stages=num_stages)

@@ -195,7 +195,8 @@ class SymmBuffer:
                     else f"needs {target.dtype} [num_tokens, {', '.join(map(str, target.shape[1:]))}]"
                 )
                 raise ArgumentError(
-                    f"{name} is {'missing' if given is None else 'given'}, and recipe {self.recipe.name} {need}. See SymmBuffer."
+                    f"{name} is {'missing' if given is None else 'given'}, and recipe {self.recipe.name} {need}. "
+                    "See SymmBuffer."
                 )
             if given is None or target is None:
                 continue
@@ -236,19 +237,17 @@ class SymmBuffer:
 
 
 def check_routing(topk_idx: Tensor, topk_weights: Tensor, *, num_topk: int, capacity: int, device: torch.device) -> int:
-    """Return the number of tokens of a call's routing; raises ArgumentError for wrong shapes, dtypes, strides or devices."""
+    """Return the number of tokens of a call's routing; raises ArgumentError unless both tensors fit."""
     if topk_idx.ndim != 2 or topk_idx.shape[1] != num_topk or topk_idx.dtype not in _INDEX_DTYPES:
         raise ArgumentError(
             f"topk_idx is {topk_idx.dtype} {list(topk_idx.shape)}, but int32 or int64 [num_tokens, {num_topk}] is "
-            "needed. "
-            "Pass the router's expert indices, -1 where a slot is not routed."
+            "needed. Pass the router's expert indices, -1 where a slot is not routed."
         )
     num_tokens = topk_idx.shape[0]
     if topk_weights.dtype != torch.float32 or topk_weights.shape != topk_idx.shape:
         raise ArgumentError(
             f"topk_weights is {topk_weights.dtype} {list(topk_weights.shape)}, but float32 {list(topk_idx.shape)} (as "
-            "topk_idx) is "
-            "needed. Convert it with .float()."
+            "topk_idx) is needed. Convert it with .float()."
         )
     if num_tokens > capacity:
         raise ArgumentError(
@@ -260,7 +259,8 @@ def check_routing(topk_idx: Tensor, topk_weights: Tensor, *, num_topk: int, capa
             raise ArgumentError(f"{name} is on {tensor.device}, but the buffer is on {device}. Move it there.")
         if not tensor.is_contiguous():
             raise ArgumentError(
-                f"{name} {list(tensor.shape)} has strides {list(tensor.stride())}, but a contiguous tensor is needed. Call .contiguous()."
+                f"{name} {list(tensor.shape)} has strides {list(tensor.stride())}, but a contiguous tensor is needed. "
+                "Call .contiguous()."
             )
     return num_tokens
 

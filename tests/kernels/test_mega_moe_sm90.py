@@ -72,7 +72,7 @@ def test_activations_and_biases(recipe: str, activation: ActivationSpec, fast_ma
 @pytest.mark.parametrize("recipe", NVFP4_RECIPES)
 @pytest.mark.parametrize(("low", "high"), [(0, 0x7F), (1, 24)], ids=["all", "smallest"])
 def test_every_block_scale(recipe: str, low: int, high: int) -> None:
-    """Block scales over all of UE4M3 (448 must not overflow), and the smallest, whose products are subnormal in E4M3."""
+    """Block scales over all of UE4M3 (448 must not overflow), and the smallest: products are subnormal in E4M3."""
     generator = torch.Generator("cuda").manual_seed(5)
     weights = MoeWeights.random(2, 256, 256, seed=3, device="cuda")
     for sf in (weights.l1_sf, weights.l2_sf):
