@@ -34,7 +34,7 @@ COLUMNS = (
 )
 NOTES = (
     "Compile: rendering, NVRTC and publishing into an empty cache. Load: rendering, reading and verifying every digest, "
-    "as a new process does (imports apart). Hit: `build` asked again for the same description. Medians, one process."
+    "as a new process does (imports apart). Hit: `build` asked again for the same description. Medians."
 )
 _HITS = 10_000
 
