@@ -157,9 +157,8 @@ GOOD_SPECS = [
     PADDED_U4,
     PADDED_U6,
     {**GOOD, "dims": (2**32, 2**32), "byte_strides": (2**40 - 16,)},
-    {**GOOD, "dims": (1, 1), "byte_strides": (0,)},
     {**GOOD, "dims": (65536,), "byte_strides": (), "box": (256,), "swizzle": Swizzle.NONE},
-    {**GOOD, "dims": (16,) * 5, "byte_strides": (16,) * 4, "box": (16,) * 5},
+    {**GOOD, "dims": (16,) * 5, "byte_strides": (16, 256, 4096, 65536), "box": (16,) * 5},
     {**GOOD, "box": (256, 256), "swizzle": Swizzle.NONE},
     {**GOOD, "element": TmaElement.PACKED_U4, "dims": (1022, 256), "box": (256, 64)},
     {**GOOD, "element": TmaElement.BF16, "box": (64, 64), "oob_fill": OobFill.NAN},
@@ -169,7 +168,7 @@ GOOD_SPECS = [
     {**GOOD, "swizzle": Swizzle.B128_ATOM_64B},
     {**PADDED_U4, "swizzle": Swizzle.B128_ATOM_32B},
     {**PADDED_U6, "swizzle": Swizzle.B128_ATOM_64B},
-    {**RANK3, "interleave": Interleave.B16, "box": (8, 64, 1)},
+    {**RANK3, "interleave": Interleave.B16, "box": (16, 64, 1)},
     {**RANK3, "interleave": Interleave.B32, "swizzle": Swizzle.B32, "box": (128, 64, 1)},
 ]
 
