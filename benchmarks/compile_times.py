@@ -33,8 +33,8 @@ COLUMNS = (
     Column(key="cubin_kib", heading="Cubin, KiB", format=".0f"),
 )
 NOTES = (
+    "Compile: rendering, NVRTC and publishing into an empty cache. Load: rendering, reading and verifying each digest, "
     "as a new process does (imports apart). Hit: `build` asked again for the same description. All are medians."
-    "as a new process does (imports apart). Hit: `build` asked again for the same description. Medians."
 )
 _HITS = 10_000
 
