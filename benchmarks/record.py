@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -60,7 +61,7 @@ def measure_conditions() -> dict[str, str]:
 
 
 def save(result: Result, *, folder: Path = RESULTS) -> Path:
-    """Write `result` as `folder/<name>.json` and return the path."""
+    """Write `result` as `folder/<name>.json` and return the path; readers see the old file or the new one, whole."""
     for row in result.rows:
         missing = [column.key for column in result.columns if column.key not in row]
         if missing:
@@ -69,8 +70,9 @@ def save(result: Result, *, folder: Path = RESULTS) -> Path:
             )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result.name}.json"
-    path.write_text(json.dumps(asdict(result), indent=1) + "\n")
-    return path
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(asdict(result), indent=1) + "\n")
+    return unfinished.replace(path)
 
 
 def load(path: Path) -> Result:
@@ -108,7 +110,12 @@ def _target() -> str:
 
 
 def _commit() -> str:
-    return _first_line(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"])
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = _first_line([*git, "rev-parse", "--short=12", "HEAD"])
+    # Results, and the pages that are printed from them, change while benchmarks run.
+    code = [":/", *(f":(top,exclude){path}" for path in ("benchmarks/results", "docs", "README.md"))]
+    changed = _first_line([*git, "status", "--porcelain", "--untracked-files=no", "--", *code])
+    return commit if changed == "none" else f"{commit} with uncommitted changes"
 
 
 def _driver_version() -> str:
