@@ -27,9 +27,7 @@ from megamoe_jit.runtime.symmetric import SymmBuffer
 from megamoe_jit.runtime.tensormap import Swizzle, TensorMap, tensor_map_for
 
 _STAGING_BLOCKS_PER_SM = 4
-_WEIGHTS = struct.Struct("<6Q")  # l1_weights .. l2_bias
-_CALL = struct.Struct("<2Q")  # recv_stats, y
-_TAIL = struct.Struct("<QIIIf")  # y_stride .. routed_scaling_factor
+_CALL = struct.Struct("<9QIIIf")  # l1_weights .. routed_scaling_factor
 _SOURCE = struct.Struct("<5QII")  # x .. num_tokens
 
 
@@ -141,11 +139,8 @@ class MoePlan:
         }
         self._by_num_tokens: dict[int, PreparedLaunch] = {}
         self._weights: tuple[TransformedWeights, TransformedWeights] | None = None
-        self._weights_packed = b""
-        self._weights_at, self._call_at, self._tail_at = (
-            MEGA_MOE_PARAMS.offset(name, num_ranks=problem.num_ranks)
-            for name in ("l1_weights", "recv_stats", "y_stride")
-        )
+        self._addresses: tuple[int, ...] = ()
+        self._call_at = MEGA_MOE_PARAMS.offset("l1_weights", num_ranks=problem.num_ranks)
         self._pool_rows = shapes.pool_rows
 
     def bind(self, l1: TransformedWeights, l2: TransformedWeights) -> None:
@@ -154,7 +149,7 @@ class MoePlan:
             return
         check_weights(l1, l2, self.buffer, self.problem.activation)
         self._weights = (l1, l2)
-        self._weights_packed = _weight_addresses(l1, l2)
+        self._addresses = _weight_addresses(l1, l2)
 
     def run(self, y: Tensor, recv_stats: Tensor | None, routed_scaling_factor: float) -> None:
         """Launch the fused kernel with the bound weights over what was staged; all arguments were checked."""
@@ -165,10 +160,17 @@ class MoePlan:
         launch = self._by_num_tokens.get(num_tokens)
         if launch is None:
             launch = self._by_num_tokens[num_tokens] = self._launches[token_tile(self.problem, num_tokens)]
-        launch.patch(0, self._weights_at, self._weights_packed)
-        launch.patch(0, self._call_at, _CALL.pack(0 if recv_stats is None else recv_stats.data_ptr(), y.data_ptr()))
-        tail = _TAIL.pack(y.stride(0), num_tokens, self._pool_rows, self.buffer.rank, routed_scaling_factor)
-        launch.patch(0, self._tail_at, tail)
+        call = _CALL.pack(
+            *self._addresses,
+            0 if recv_stats is None else recv_stats.data_ptr(),
+            y.data_ptr(),
+            y.stride(0),
+            num_tokens,
+            self._pool_rows,
+            self.buffer.rank,
+            routed_scaling_factor,
+        )
+        launch.patch(0, self._call_at, call)
         launch.launch()
 
     def raise_if_failed(self) -> None:
@@ -244,12 +246,6 @@ def _zeros(block: ParamBlock) -> dict[str, int | float]:
     return dict.fromkeys((*block.quads, *(name for name, _ in block.words)), 0)
 
 
-def _weight_addresses(l1: TransformedWeights, l2: TransformedWeights) -> bytes:
-    return _WEIGHTS.pack(
-        l1.data.data_ptr(),
-        l2.data.data_ptr(),
-        l1.alphas.data_ptr(),
-        l2.alphas.data_ptr(),
-        0 if l1.bias is None else l1.bias.data_ptr(),
-        0 if l2.bias is None else l2.bias.data_ptr(),
-    )
+def _weight_addresses(l1: TransformedWeights, l2: TransformedWeights) -> tuple[int, ...]:
+    pairs = ((l1.data, l2.data), (l1.alphas, l2.alphas), (l1.bias, l2.bias))
+    return tuple(0 if tensor is None else tensor.data_ptr() for pair in pairs for tensor in pair)

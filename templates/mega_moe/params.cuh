@@ -10,13 +10,6 @@ namespace mega_moe {
 struct Params {
     comm::PeerTable peers;
     comm::SymOffsets sym;
-    // Weights of this rank's experts, as the weight transform made them.
-    const uint8_t* l1_weights;
-    const uint8_t* l2_weights;
-    const float* l1_alphas;  // [experts][2]: gate, up
-    const float* l2_alphas;  // [experts]
-    const float* l1_bias;    // [experts][kL1Halves * kIntermediatePadded] or null
-    const float* l2_bias;    // [experts][kHiddenPadded] or null
     // Workspace of this rank; the counters are zero between calls.
     uint8_t* acts;           // [pool rows][kIntermediatePadded], K in token order
     float* acts_sf;          // [kIntermediatePadded / 128][pool rows]
@@ -25,10 +18,18 @@ struct Params {
     uint32_t* l1_done;       // [token tiles]: finished L1 tiles
     uint32_t* l2_done;       // [1]: finished L2 tiles of all experts
     uint32_t* exited;        // [1]: blocks that need no counter any more
-    int32_t* recv_stats;     // [experts], added to, or null
-    uint16_t* y;             // [num_tokens][hidden] bf16, rows y_stride apart
     comm::ErrorRecord* error_record;
     uint64_t timeout_ns;
+    // Weights of this rank's experts, as the weight transform made them.
+    const uint8_t* l1_weights;
+    const uint8_t* l2_weights;
+    const float* l1_alphas;  // [experts][2]: gate, up
+    const float* l2_alphas;  // [experts]
+    const float* l1_bias;    // [experts][kL1Halves * kIntermediatePadded] or null
+    const float* l2_bias;    // [experts][kHiddenPadded] or null
+    // The call.
+    int32_t* recv_stats;     // [experts], added to, or null
+    uint16_t* y;             // [num_tokens][hidden] bf16, rows y_stride apart
     uint64_t y_stride;
     uint32_t num_tokens;
     uint32_t pool_rows;
