@@ -460,6 +460,21 @@ def test_an_entry_that_is_evicted_while_it_is_read_is_a_miss(
     assert cache.verify() == []
 
 
+def test_an_entry_is_removed_in_one_step(cache: KernelCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build_tiny(cache)
+    assert built.path is not None
+    rmtree = cache_module.shutil.rmtree
+    seen = []
+
+    def look_first(folder: Path, **more: object) -> None:
+        seen.append((built.path.exists(), sorted(path.name for path in folder.iterdir())))
+        rmtree(folder, **more)
+
+    monkeypatch.setattr(cache_module.shutil, "rmtree", look_first)
+    assert cache.remove(built.path)
+    assert seen == [(False, sorted(ENTRY_FILES))]
+
+
 def test_what_killed_processes_left_is_swept_up(cache: KernelCache) -> None:
     assert cache.path is not None
     old, young = cache.new_staging("old"), cache.new_staging("young")
