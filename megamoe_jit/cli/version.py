@@ -8,7 +8,7 @@ from importlib import metadata
 import megamoe_jit
 from megamoe_jit.cli.output import JsonOption, console, emit_json
 
-_STANDS_ON = ("torch", "cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "jinja2")
+_STANDS_ON = ("torch", "cuda-python", "cuda-bindings", "nvidia-cuda-nvrtc", "jinja2")
 
 
 def installed_versions() -> dict[str, str | None]:
