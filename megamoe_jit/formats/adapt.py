@@ -113,7 +113,8 @@ def _round_to(blocks: Tensor, sf: Tensor) -> tuple[Tensor, Tensor]:
     """Return E2M1 codes of blocks [..., 32] over the UE8M0 scales `sf` and the squared error of each block."""
     scale = decode_ue8m0(sf).unsqueeze(-1)
     codes = encode_e2m1(blocks / scale)
-    return codes, (decode_e2m1(codes) * scale - blocks).square().sum(dim=-1)
+    # In float64 the sum is exact, so that CPU and CUDA make the same choice.
+    return codes, (decode_e2m1(codes) * scale - blocks).double().square().sum(dim=-1)
 
 
 def mxfp4_to_nvfp4(codes: Tensor, sf: Tensor, *, allow_rounding: bool = False) -> QuantizedTensor:

@@ -55,4 +55,4 @@ def expert_load(topk_idx: Tensor, num_experts: int, expert_offset: int = 0) -> E
 
 def is_local(topk_idx: Tensor, num_experts: int, expert_offset: int = 0) -> Tensor:
     """Return which entries of topk_idx name one of the `num_experts` experts from `expert_offset` on."""
-    return (topk_idx >= 0) & (topk_idx >= expert_offset) & (topk_idx < expert_offset + num_experts)
+    return (topk_idx >= expert_offset) & (topk_idx < expert_offset + num_experts)

@@ -190,6 +190,19 @@ def test_fp8_bits_are_those_of_the_docstring(make: Callable[..., torch.Tensor], 
     np.testing.assert_array_equal(q.codes.view(torch.uint8).numpy(), codes.view(np.uint8).reshape(32, -1)[:, :200])
 
 
+def test_fp8_multiplies_by_the_rounded_reciprocal_of_the_scale() -> None:
+    """Rows whose scale is an odd number hold ties of x / s; the product with the rounded reciprocal decides them otherwise."""
+    values = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    ties = (values[1:] + values[:-1]) / 2
+    odd = np.arange(1, 200, 2, dtype=np.float32)[:, None]
+    x = np.concatenate([448 * odd, odd * ties], axis=1)
+    product = (x * (np.float32(1) / odd)).astype(ml_dtypes.float8_e4m3fn)
+    quotient = (x / odd).astype(ml_dtypes.float8_e4m3fn)
+    assert (product != quotient).sum() > 100, "the two orders differ here"
+    codes = quantize_to_fp8(torch.from_numpy(x)).codes.view(torch.uint8).numpy()
+    np.testing.assert_array_equal(codes, product.view(np.uint8))
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_dequantising_is_code_times_scale_times_global_scale(name: str) -> None:
     q = QUANTIZERS[name][0](normal(3, 8, 96))

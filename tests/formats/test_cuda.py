@@ -27,7 +27,9 @@ pytestmark = needs_gpu
 def same_bits(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
-    return torch.equal(a.cpu().view(torch.uint8), b.cpu().view(torch.uint8))
+    return a.shape == b.shape and torch.equal(
+        a.cpu().reshape(-1).view(torch.uint8), b.cpu().reshape(-1).view(torch.uint8)
+    )
 
 
 @pytest.mark.parametrize("encode", [encode_e2m1, encode_e4m3, encode_ue4m3, encode_e5m2, encode_ue8m0])
