@@ -191,7 +191,7 @@ def test_fp8_bits_are_those_of_the_docstring(make: Callable[..., torch.Tensor], 
 
 
 def test_fp8_multiplies_by_the_rounded_reciprocal_of_the_scale() -> None:
-    """Rows whose scale is an odd number hold ties of x / s; the product with the rounded reciprocal decides them otherwise."""
+    """Rows whose scale is an odd number hold ties of x / s, which the rounded reciprocal decides otherwise."""
     values = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     ties = (values[1:] + values[:-1]) / 2
     odd = np.arange(1, 200, 2, dtype=np.float32)[:, None]
