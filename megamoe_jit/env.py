@@ -186,11 +186,13 @@ def configure_logging() -> None:
     Adds a handler (to stderr) only where neither that logger nor the root logger has one. Does nothing when neither
     variable is set.
     """
-    level = LOG.get() or ("info" if DUMP.get() or DUMP_DIR.get() else None)
-    if level is None:
-        return
     logger = logging.getLogger("megamoe_jit")
-    logger.setLevel(level.upper())
+    if (level := LOG.get()) is not None:
+        logger.setLevel(level.upper())
+    elif not (DUMP.get() or DUMP_DIR.get()):
+        return
+    elif not logger.isEnabledFor(logging.INFO):
+        logger.setLevel(logging.INFO)
     if not logger.handlers and not logging.getLogger().handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))

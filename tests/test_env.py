@@ -129,6 +129,13 @@ def test_logging_follows_its_variable(
     assert len(logger.handlers) == 1
 
 
+def test_a_dump_does_not_hide_what_is_logged_already(monkeypatch: pytest.MonkeyPatch, logger: logging.Logger) -> None:
+    logger.setLevel(logging.DEBUG)
+    monkeypatch.setenv("MEGAMOE_JIT_DUMP", "1")
+    env.configure_logging()
+    assert logger.level == logging.DEBUG
+
+
 def test_an_application_that_logs_gets_no_second_handler(
     monkeypatch: pytest.MonkeyPatch, logger: logging.Logger
 ) -> None:

@@ -55,8 +55,12 @@ def _build(
     request: tuple[object, ...],
 ) -> BuiltKernel:
     start = time.perf_counter()
+    env.configure_logging()
     options = options or CompileOptions(lineinfo=env.LINEINFO.get())
-    rendered = render(description, templates=roots)
+    try:
+        rendered = render(description, templates=roots)
+    except CompileError as error:
+        raise CompileError(f"{error}\n{_parameters(description)}", errors=error.errors) from error.__cause__
     key = kernel_key(
         rendered,
         kernel_name=description.kernel_name,
@@ -125,15 +129,18 @@ def _compile(
 
 
 def _explain(error: CompileError, description: KernelDescription, kept_in: Path | None) -> CompileError:
-    parameters = ", ".join(f"{name}={value}" for name, value in description.constants().items())
     where = (
         "could not be kept" if kept_in is None else f"is kept in {kept_in} (kernel.cu has all of it, log.txt the log)"
     )
     message = (
-        f"{error}\nParameters: {parameters or 'none'}\nThe rendered source {where}.\n"
+        f"{error}\n{_parameters(description)}\nThe rendered source {where}.\n"
         "Mend the template at the line named first, or choose parameters that it can take."
     )
     return CompileError(message, errors=error.errors, log=error.log, source_path=kept_in)
+
+
+def _parameters(description: KernelDescription) -> str:
+    return "Parameters: " + (", ".join(f"{name}={value}" for name, value in description.constants().items()) or "none")
 
 
 def _missing(key: KernelKey, cache: KernelCache) -> MissingKernelError:

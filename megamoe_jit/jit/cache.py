@@ -334,7 +334,6 @@ def default_cache() -> KernelCache:
     cache = _default_caches.get(text)
     if cache is None:
         env.check_environment()
-        env.configure_logging()
         cache = _default_caches[text] = KernelCache(env.CACHE_DIR.get() or default_cache_dir())
     return cache
 

@@ -549,6 +549,14 @@ def test_a_refused_kernel_says_all_that_is_needed_to_mend_it(cache: KernelCache,
     assert cache.entries() == []
 
 
+def test_a_template_that_does_not_render_says_for_which_parameters(cache: KernelCache, tmp_path: Path) -> None:
+    (tmp_path / "scale.cuh").write_text("${ absent }")
+    with pytest.raises(CompileError) as caught:
+        build(tiny_kernel(), cache=cache, templates=(tmp_path,))
+    assert caught.value.errors == ("/scale.cuh(1): 'absent' is undefined",)
+    assert str(caught.value).endswith("\nParameters: block_threads=128, factor=2.0")
+
+
 @pytest.mark.parametrize("below_a_file", [True, False])
 def test_a_refused_source_is_kept_even_without_a_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below_a_file: bool
