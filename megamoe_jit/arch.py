@@ -74,7 +74,7 @@ def get_arch(name: str | Arch) -> Arch:
         return name
     try:
         return ARCHS[name]
-    except KeyError:
+    except (KeyError, TypeError):  # TypeError: a list or dict
         raise UnsupportedError(f"arch={name!r} is not a known target. Use one of {', '.join(ARCHS)}.") from None
 
 

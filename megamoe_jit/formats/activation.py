@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 from megamoe_jit.errors import ArgumentError
@@ -35,6 +36,9 @@ class ActivationSpec:
             raise ArgumentError(
                 f"activation={self.kind!r} is unknown. Use one of {', '.join(get_args(ActivationKind))}."
             )
+        for name, value in (("alpha", self.alpha), ("up_bias", self.up_bias), ("clamp", self.clamp)):
+            if not isinstance(value, Real) and not (name == "clamp" and value is None):
+                raise ArgumentError(f"activation {name}={value!r} is a {type(value).__name__}. Pass a number.")
         if not math.isfinite(self.alpha) or not math.isfinite(self.up_bias):
             raise ArgumentError(
                 f"activation alpha={self.alpha} and up_bias={self.up_bias} must both be finite. "

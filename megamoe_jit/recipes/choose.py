@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from megamoe_jit.arch import Arch, MmaGeneration, get_arch
 from megamoe_jit.errors import UnsupportedError
 from megamoe_jit.recipes.problem import Problem
-from megamoe_jit.recipes.recipe import Element, Recipe, get_recipe
-from megamoe_jit.recipes.sm90 import WGMMA_N, Sm90Config, Sm90StagingConfig, config_for_tile
+from megamoe_jit.recipes.recipe import RECIPES, Element, Recipe, get_recipe
+from megamoe_jit.recipes.sm90 import Sm90Config, Sm90StagingConfig, config_for_tile, token_tiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,14 +20,25 @@ class Choice:
     others: tuple[str, ...]
 
 
-def check_target(recipe: str | Recipe, arch: str | Arch) -> tuple[Recipe, Arch]:
-    """Return recipe and target as nouns; raises UnsupportedError when no kernel serves the pair."""
+def check_pair(recipe: str | Recipe, arch: str | Arch) -> tuple[Recipe, Arch]:
+    """Return recipe and target as nouns; raises UnsupportedError when the recipe is not for the target."""
     recipe, arch = get_recipe(recipe), get_arch(arch)
     if arch.name not in recipe.targets:
         raise UnsupportedError(
             f"recipe {recipe.name} runs on {', '.join(recipe.targets)}, and the target is {arch}. "
-            "Choose one of recipes.default_recipe(arch), or another target."
+            f"Choose recipe {' or '.join(recipes_of(arch)) or '(there is none)'} for it, or another target."
         )
+    return recipe, arch
+
+
+def recipes_of(arch: Arch) -> list[str]:
+    """Return the names of the recipes that are for `arch`."""
+    return [name for name, recipe in RECIPES.items() if arch.name in recipe.targets]
+
+
+def check_target(recipe: str | Recipe, arch: str | Arch) -> tuple[Recipe, Arch]:
+    """Return recipe and target as nouns; raises UnsupportedError when no kernel serves the pair."""
+    recipe, arch = check_pair(recipe, arch)
     if arch.generation is not MmaGeneration.WGMMA:
         raise UnsupportedError(
             f'recipe {recipe.name} on {arch} has no kernel in this version. Use backend="reference", or a GPU of '
@@ -36,24 +47,24 @@ def check_target(recipe: str | Recipe, arch: str | Arch) -> tuple[Recipe, Arch]:
     return recipe, arch
 
 
-def token_tile(problem: Problem, num_tokens: int) -> int:
-    """Return the token tile for a call: the smallest MMA width that holds an expert's mean share, else the largest.
+def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
+    """Return the token tile for a call: the narrowest that holds an expert's mean share of tokens, else the widest.
 
     Weights are read once for each token tile of an expert, so a tile too small costs bandwidth; one too large costs MMA
     and epilogue work on empty columns.
     """
-    mean = problem.tokens_per_expert(num_tokens)
-    return next((n for n in WGMMA_N if mean <= n), WGMMA_N[-1])
+    mean, tiles = problem.tokens_per_expert(num_tokens), token_tiles(problem, recipe)
+    return next((n for n in tiles if mean <= n), tiles[-1])
 
 
 def choose_config(problem: Problem, recipe: str | Recipe, arch: str | Arch, num_tokens: int) -> Choice:
     """Return the configuration for a call of `num_tokens` tokens a rank; raises UnsupportedError when there is none."""
     recipe, arch = check_target(recipe, arch)
-    mean, block_n = problem.tokens_per_expert(num_tokens), token_tile(problem, num_tokens)
+    mean, block_n = problem.tokens_per_expert(num_tokens), token_tile(problem, recipe, num_tokens)
     others = tuple(
         f"block_n={n}: "
         + ("the mean does not fit, weights would be read again" if n < block_n else "more empty columns")
-        for n in WGMMA_N
+        for n in token_tiles(problem, recipe)
         if n != block_n
     )
     return Choice(
@@ -68,7 +79,8 @@ def plan_kernels(
 ) -> tuple[Sm90StagingConfig | Sm90Config, ...]:
     """Return every kernel that calls of 1 to max_tokens_per_rank tokens can need; raises UnsupportedError as above."""
     recipe, arch = check_target(recipe, arch)
-    tiles = [n for n in WGMMA_N if token_tile(problem, 1) <= n <= token_tile(problem, problem.max_tokens_per_rank)]
+    narrowest, widest = (token_tile(problem, recipe, n) for n in (1, problem.max_tokens_per_rank))
+    tiles = [n for n in token_tiles(problem, recipe) if narrowest <= n <= widest]
     sources = (False, True) if recipe.l1_acts.element is Element.E4M3 else (False,)  # BF16 codes are BF16 tokens
     return (
         *(Sm90StagingConfig(problem=problem, recipe=recipe, arch=arch, source_is_codes=codes) for codes in sources),

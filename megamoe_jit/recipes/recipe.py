@@ -193,7 +193,7 @@ def get_recipe(name: str | Recipe) -> Recipe:
         return name
     try:
         return RECIPES[name]
-    except KeyError:
+    except (KeyError, TypeError):  # TypeError: a list or dict
         raise UnsupportedError(f"recipe={name!r} is unknown. Use one of {', '.join(RECIPES)}.") from None
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from megamoe_jit.arch import Arch, MmaGeneration
 from megamoe_jit.errors import ArgumentError, RankMismatchError, UnsupportedError
-from megamoe_jit.formats.fp4 import packed_bytes
-from megamoe_jit.layouts.struct import StructLayout, struct_layout
+from megamoe_jit.layouts.struct import StructLayout, round_up, struct_layout
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.recipe import Element, Recipe, ScaleType
 from megamoe_jit.recipes.sm90 import Sm90Shapes
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
+_BYTE_DTYPES = (torch.uint8, torch.int8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,13 +31,39 @@ class SymmHandle:
     rank: int
 
 
+def group_ranks(group: Any) -> tuple[int, int]:
+    """Return (number of ranks, own rank) of a torch.distributed process group; None is one rank by itself."""
+    if group is None:
+        return 1, 0
+    if not all(callable(getattr(group, method, None)) for method in ("size", "rank")):
+        raise ArgumentError(
+            f"group is a {type(group).__name__}, but a torch.distributed process group that this process is in, or "
+            "None for one rank, is needed. Pass torch.distributed.group.WORLD or None."
+        )
+    num_ranks, rank = group.size(), group.rank()
+    if not 0 <= rank < num_ranks:
+        raise RankMismatchError(
+            f"group says that this process is rank {rank} of {num_ranks}, so it is not in the group. Pass a group "
+            "that it belongs to."
+        )
+    return num_ranks, rank
+
+
 def buffer_layout(problem: Problem, recipe: Recipe) -> StructLayout:
-    """Return the parts of a rank's buffer by name, with sizes and offsets in bytes."""
+    """Return the parts of a rank's buffer by name, with sizes and offsets in bytes.
+
+    Raises ArgumentError when the recipe's block scale factors do not divide hidden.
+    """
     if recipe.generation is MmaGeneration.WGMMA:
         return Sm90Shapes(problem=problem, recipe=recipe).symmetric()
     tokens, slots = problem.max_tokens_per_rank, problem.max_tokens_per_rank * problem.num_topk
     acts = recipe.l1_acts
     assert acts.gran_k is not None
+    if problem.hidden % acts.gran_k:
+        raise ArgumentError(
+            f"hidden={problem.hidden}, but recipe {recipe.name} needs a multiple of {acts.gran_k} (values that share a "
+            f"scale factor). Pad hidden with zeros to {round_up(problem.hidden, acts.gran_k)}."
+        )
     return struct_layout(
         ("x", tokens * problem.hidden // (2 if acts.element is Element.E2M1 else 1), 1024),
         ("x_sf", tokens * problem.hidden // acts.gran_k, 1024),
@@ -82,7 +108,7 @@ class SymmBuffer:
         packed_sf: bool = True,
     ) -> None:
         """Allocate zeroed memory and make the views."""
-        num_ranks, rank = (1, 0) if group is None else (group.size(), group.rank())
+        num_ranks, rank = group_ranks(group)
         if num_ranks != problem.num_ranks:
             raise RankMismatchError(
                 f"group has {num_ranks} ranks, and the problem was made for num_ranks={problem.num_ranks}. Use the "
@@ -102,7 +128,7 @@ class SymmBuffer:
         self.layout = buffer_layout(problem, recipe)
         self.offsets = self.layout.offsets()
         self._sizes = {field.name: field.num_bytes for field in self.layout.fields}
-        self._storage: Tensor | None = torch.zeros(self.layout.num_bytes, dtype=torch.uint8, device=device)
+        self._storage: Tensor | None = self._allocate()
         self.handle: SymmHandle | None = SymmHandle(buffer_ptrs=(self._storage.data_ptr(),), rank=rank)
         self.num_staged: int | None = None  # tokens that stage_tokens put in kernel order for the next call
         self.plans: dict[Any, Any] = {}  # prepared launches over this memory (ops.plan)
@@ -123,10 +149,23 @@ class SymmBuffer:
         self.topk_weights = self.view("topk_weights", torch.float32, (t, problem.num_topk))
         self.topk_idx.fill_(-1)
 
+    def _allocate(self) -> Tensor:
+        try:
+            # A buffer made under torch.inference_mode() is written outside of it too.
+            with torch.inference_mode(False):
+                return torch.zeros(self.layout.num_bytes, dtype=torch.uint8, device=self.device)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one, and stays one
+            largest = max(self._sizes, key=self._sizes.__getitem__)
+            raise type(error)(
+                f"no memory for a symmetric buffer of {self.layout.num_bytes} B ({self._sizes[largest]} B of it "
+                f"{largest!r}) on {self.device}, for {self.problem.max_tokens_per_rank} tokens. Make it with a smaller "
+                f"num_max_tokens_per_rank. {error}"
+            ) from error
+
     def view(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """Return part `name` as a tensor that shares the buffer's memory."""
-        if self._storage is None:
-            raise ArgumentError("the symmetric buffer was destroyed. Make a new one.")
+        self.check_alive()
+        assert self._storage is not None
         start = self.offsets[name]
         return self._storage[start : start + self._sizes[name]].view(dtype).view(shape)
 
@@ -179,20 +218,21 @@ class SymmBuffer:
         float8), or float32 [n]; topk_idx int32 or int64 [n, K]; topk_weights float32 [n, K]. Raises ArgumentError for
         anything else.
         """
+        self.check_alive()
         num_tokens = check_routing(
             topk_idx, topk_weights, num_topk=self.num_topk, capacity=self.num_max_tokens_per_rank, device=self.device
         )
-        codes = packed_bytes(x) if self.recipe.l1_acts.element is Element.E2M1 else x
-        for name, given, target in (
-            ("x", codes, self.x),
-            ("x_sf", x_sf, self.x_sf),
-            ("x_scales", x_scales, self.x_scales),
+        copies: list[tuple[Tensor, Tensor]] = [(self.topk_idx, topk_idx), (self.topk_weights, topk_weights)]
+        for name, given, target, dtypes in (
+            ("x", x, self.x, self._code_dtypes),
+            ("x_sf", x_sf, self.x_sf, self._sf_dtypes),
+            ("x_scales", x_scales, self.x_scales, (torch.float32,)),
         ):
             if (given is None) != (target is None):
                 need = (
                     "needs none"
                     if target is None
-                    else f"needs {target.dtype} [num_tokens, {', '.join(map(str, target.shape[1:]))}]"
+                    else f"needs {target.dtype} [{', '.join(map(str, ('num_tokens', *target.shape[1:])))}]"
                 )
                 raise ArgumentError(
                     f"{name} is {'missing' if given is None else 'given'}, and recipe {self.recipe.name} {need}. "
@@ -200,23 +240,51 @@ class SymmBuffer:
                 )
             if given is None or target is None:
                 continue
-            raw, goal = _same_bytes(given, target)
-            if raw.dtype != goal.dtype or raw.shape != (num_tokens, *goal.shape[1:]):
+            check_tensor(name, given)
+            if given.device != self.device:
+                raise ArgumentError(f"{name} is on {given.device}, but the buffer is on {self.device}. Move it there.")
+            raw, goal = given, target
+            if len(dtypes) > 1 and given.dtype in dtypes and given.ndim == target.ndim:
+                raw, goal = _as_bytes(given), _as_bytes(target)
+            if given.dtype not in dtypes or raw.shape != (num_tokens, *goal.shape[1:]):
                 raise ArgumentError(
                     f"{name} is {given.dtype} {list(given.shape)}, and {num_tokens} tokens of recipe "
                     f"{self.recipe.name} need "
-                    f"{target.dtype} {[num_tokens, *target.shape[1:]]} (scale factors: the same bytes, packed or not)."
+                    f"{target.dtype} {[num_tokens, *target.shape[1:]]} (or the same as bytes; block scale factors "
+                    "packed or not). Quantise them with the recipe's quantiser, or let stage_tokens do it."
                 )
-            goal[:num_tokens].copy_(raw)
-        self.topk_idx[:num_tokens].copy_(topk_idx)
-        self.topk_weights[:num_tokens].copy_(topk_weights)
+            copies.append((goal, raw))
+        with torch.no_grad():
+            for goal, raw in copies:
+                goal[:num_tokens].copy_(raw)
         self.num_staged = None
+
+    @property
+    def _code_dtypes(self) -> tuple[torch.dtype, ...]:
+        """Dtypes that codes for `x` may come in."""
+        if self.recipe.l1_acts.element is Element.BF16:
+            return (torch.bfloat16,)
+        packed = self.recipe.l1_acts.element is Element.E2M1
+        return (torch.float4_e2m1fn_x2 if packed else torch.float8_e4m3fn, *_BYTE_DTYPES)
+
+    @property
+    def _sf_dtypes(self) -> tuple[torch.dtype, ...]:
+        """Dtypes that scale factors for `x_sf` may come in."""
+        sf_type = self.recipe.l1_acts.sf_type
+        if sf_type is ScaleType.FP32:
+            return (torch.float32,)
+        return (torch.float8_e4m3fn if sf_type is ScaleType.UE4M3 else torch.float8_e8m0fnu, torch.int32, *_BYTE_DTYPES)
 
     def destroy(self) -> None:
         """Drop the memory, the views and the prepared launches."""
         self.plans.clear()
         self.handle = self._storage = self.x_sf = self.x_scales = None
         self.x = self.topk_idx = self.topk_weights = torch.empty(0)
+
+    def check_alive(self) -> None:
+        """Raise ArgumentError when the buffer was destroyed."""
+        if self._storage is None:
+            raise ArgumentError("sym_buffer was destroyed. Make a new one with get_symm_buffer_for_nvfp4_mega_moe.")
 
     @property
     def is_destroyed(self) -> bool:
@@ -232,12 +300,13 @@ class SymmBuffer:
                     "packed_sf=False."
                 )
             return self.view("x_sf", torch.int32, (t, h // (4 * gran_k)))
-        dtype = torch.float8_e4m3fn if self.recipe.l1_acts.sf_type is ScaleType.UE4M3 else torch.float8_e8m0fnu
-        return self.view("x_sf", dtype, (t, h // gran_k))
+        return self.view("x_sf", self._sf_dtypes[0], (t, h // gran_k))
 
 
 def check_routing(topk_idx: Tensor, topk_weights: Tensor, *, num_topk: int, capacity: int, device: torch.device) -> int:
     """Return the number of tokens of a call's routing; raises ArgumentError unless both tensors fit."""
+    check_tensor("topk_idx", topk_idx)
+    check_tensor("topk_weights", topk_weights)
     if topk_idx.ndim != 2 or topk_idx.shape[1] != num_topk or topk_idx.dtype not in _INDEX_DTYPES:
         raise ArgumentError(
             f"topk_idx is {topk_idx.dtype} {list(topk_idx.shape)}, but int32 or int64 [num_tokens, {num_topk}] is "
@@ -265,8 +334,11 @@ def check_routing(topk_idx: Tensor, topk_weights: Tensor, *, num_topk: int, capa
     return num_tokens
 
 
-def _same_bytes(given: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both as bytes where the same bytes have several dtypes (scale factors and codes), else as they are."""
-    if target.dtype in (torch.float32, torch.bfloat16) or given.dtype in (torch.float32, torch.bfloat16):
-        return given, target
-    return given.contiguous().view(torch.uint8), target.view(torch.uint8)
+def check_tensor(name: str, value: object) -> None:
+    """Raise ArgumentError unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise ArgumentError(f"{name} is a {type(value).__name__}, but a tensor is needed. Pass a torch.Tensor.")
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return (tensor if tensor.dtype.itemsize == 1 else tensor.contiguous()).view(torch.uint8)
