@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import stat
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from megamoe_jit.jit import dump as dump_module
 from megamoe_jit.jit.build import build
 from megamoe_jit.jit.cache import KernelCache
+from megamoe_jit.jit.compile import CompileOptions
 from megamoe_jit.jit.dump import disassemble, dump, dump_dir, find_disassembler, find_nvdisasm
 from tests.jit.kernels import ROOTS, tiny_kernel
 
@@ -131,3 +133,13 @@ def test_the_wheel_has_a_disassembler(monkeypatch: pytest.MonkeyPatch) -> None:
     except metadata.PackageNotFoundError:
         pytest.skip("nvidia-cuda-nvdisasm is not installed (extra `sass`)")
     assert [path.name for path in find_nvdisasm()][-1] == "nvdisasm"
+
+
+@pytest.mark.skipif(not has_disassembler, reason="no nvdisasm on this machine (extra `sass`)")
+def test_line_information_leaves_the_machine_code(cache: KernelCache) -> None:
+    codes = []
+    for lineinfo in (True, False):
+        built = build(tiny_kernel(), options=CompileOptions(lineinfo=lineinfo), cache=cache, templates=ROOTS)
+        codes.append(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?;)", disassemble(built.cubin) or "", re.MULTILINE))
+    assert len(codes[0]) > 8
+    assert codes[0] == codes[1]
