@@ -6,6 +6,7 @@ A page says where a table goes, and this script fills it in:
     <!-- end -->
 
 Names are those of records (results/<name>.json) and of the tables that the package knows: `environment`, `recipes`.
+`<!-- table: speed model=flash num_tokens=64 -->` prints only the rows of the record with these values.
 `python -m benchmarks.tables --check` changes nothing and fails when a page is out of date.
 """
 
@@ -15,13 +16,15 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.record import Cell, Column, Result, load_all
 from megamoe_jit import env
 
+Table = Callable[[str, Mapping[str, str]], str]
 ROOT = Path(__file__).resolve().parent.parent
-_MARKED = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- table: ([\w.-]+)((?: [\w.-]+=[^\s=]+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -73,21 +76,32 @@ def recipes_table(results: Mapping[str, Result]) -> str:
     return markdown_table(("Recipe", *targets), rows)
 
 
-def fill(text: str, tables: Callable[[str], str]) -> str:
+def select(result: Result, wanted: Mapping[str, str]) -> Result:
+    """Return `result` with only the rows that have these values."""
+    rows = tuple(row for row in result.rows if all(str(row[key]) == value for key, value in wanted.items()))
+    return replace(result, rows=rows)
+
+
+def fill(text: str, table: Table) -> str:
     """Return `text` with everything between its markers replaced."""
-    return _MARKED.sub(lambda match: match[1] + tables(match[2]) + match[3], text)
+
+    def print_table(match: re.Match[str]) -> str:
+        wanted = dict(pair.split("=") for pair in match[3].split())
+        return match[1] + table(match[2], wanted) + match[4]
+
+    return _MARKED.sub(print_table, text)
 
 
-def make_tables(results: Mapping[str, Result]) -> Callable[[str], str]:
-    """Return the function from a marker's name to its table."""
+def make_tables(results: Mapping[str, Result]) -> Table:
+    """Return the function from a marker's name, and the values that rows shall have, to its table."""
 
-    def table(name: str) -> str:
+    def table(name: str, wanted: Mapping[str, str]) -> str:
         if name == "environment":
             return env.markdown_table()
         if name == "recipes":
             return recipes_table(results)
         if name in results:
-            return result_table(results[name])
+            return result_table(select(results[name], wanted))
         return f"_Not measured yet: benchmarks/results/{name}.json is missing._\n"
 
     return table

@@ -62,6 +62,14 @@ def test_only_what_is_between_markers_changes() -> None:
     assert fill(filled, make_tables({"speed": RESULT})) == filled
 
 
+def test_a_marker_can_select_rows() -> None:
+    page = "<!-- table: speed tokens=8 -->\n<!-- end -->\n"
+    filled = fill(page, make_tables({"speed": RESULT}))
+    assert "| 8 | 12.3 |" in filled
+    assert "| 64 |" not in filled
+    assert fill(filled, make_tables({"speed": RESULT})) == filled
+
+
 def test_support_is_hardware_tested_only_where_a_record_says_so() -> None:
     row = {"recipe": "fp8_nvfp4"}
     tested = Result(name="accuracy", title="", columns=(), rows=(row,), conditions=CONDITIONS)
