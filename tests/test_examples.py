@@ -1,4 +1,4 @@
-"""Every example, and the README's, runs as it stands."""
+"""Every example runs as it stands, and is short."""
 
 from __future__ import annotations
 
@@ -29,11 +29,6 @@ def test_there_are_five_examples_and_the_readme_names_them() -> None:
     assert [path.name for path in EXAMPLES if f"examples/{path.name}" not in readme] == []
 
 
-def test_the_example_in_the_readme_runs(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MEGAMOE_JIT_CACHE_DIR", str(tmp_path))
+def test_the_example_in_the_readme_is_short() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(code.splitlines()) <= MAX_LINES["README"]
-    exec(compile(code, "README.md", "exec"), {})
-    assert "torch.bfloat16" in capsys.readouterr().out
+    assert len(code.splitlines()) <= MAX_LINES["README"]  # tests/test_docs.py runs it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -69,6 +70,14 @@ def test_the_modules_import_in_one_direction(capfd: pytest.CaptureFixture[str]) 
         check=False,
     )
     assert result.returncode == 0, result.stdout
+
+
+def test_the_targets_of_the_makefile_are_those_that_the_readme_names() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets == {"setup", "demo", "test", "lint", "golden", "bench", "tables", "clean"}
+    named = set(re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()))
+    assert targets - named == {"clean"}
+    assert named <= targets
 
 
 @pytest.fixture(scope="module")
