@@ -1,4 +1,4 @@
-"""Do the Hopper kernels touch memory that is not theirs, or race? NVIDIA's compute-sanitizer over a small case, on this GPU.
+"""Do the Hopper kernels touch memory that is not theirs, or race? NVIDIA's compute-sanitizer over a small case, here.
 
 python -m benchmarks.sanitize
 """
