@@ -14,8 +14,15 @@ from megamoe_jit.formats.activation import ActivationSpec
 from megamoe_jit.formats.moe_weights import MoeWeights
 from megamoe_jit.ops.checks import (
     as_activation,
+    check_buffer,
+    check_device,
+    check_factor,
+    check_gate,
+    check_layer,
     check_output,
     check_recipe_tuple,
+    check_shared_buffer,
+    check_staged,
     check_stats,
     check_tokens,
     check_weights,
@@ -24,12 +31,12 @@ from megamoe_jit.ops.checks import (
 from megamoe_jit.ops.plan import MoePlan, moe_plan, staging_plan
 from megamoe_jit.ops.tokens import quantize_tokens, token_values
 from megamoe_jit.ops.weights import TransformedWeights, transform_weights, untransform_weights
-from megamoe_jit.recipes.choose import check_target
+from megamoe_jit.recipes.choose import check_pair, check_target
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.recipe import Recipe, default_recipe, get_recipe
 from megamoe_jit.runtime.backend import resolve_backend
 from megamoe_jit.runtime.reference import run_reference
-from megamoe_jit.runtime.symmetric import SymmBuffer, check_routing
+from megamoe_jit.runtime.symmetric import SymmBuffer, check_routing, check_tensor, group_ranks
 
 _CAPACITY_STEP = 128
 
@@ -65,8 +72,10 @@ def get_symm_buffer_for_nvfp4_mega_moe(
 
     Raises ArgumentError for sizes out of range, UnsupportedError for an unknown recipe or target.
     """
-    device = _device(device)
-    arch = get_arch(arch) if arch is not None else default_arch(device)
+    device = check_device(device)
+    chosen = get_recipe(recipe) if recipe is not None else None
+    arch = get_arch(arch) if arch is not None else default_arch(device, chosen)
+    chosen, arch = check_pair(chosen or default_recipe(arch), arch)
     if topk_idx_dtype not in (torch.int32, torch.int64):
         raise ArgumentError(
             f"topk_idx_dtype={topk_idx_dtype}, but indices are torch.int32 or torch.int64. Pass one of them."
@@ -77,10 +86,9 @@ def get_symm_buffer_for_nvfp4_mega_moe(
         num_experts=num_experts,
         num_topk=num_topk,
         max_tokens_per_rank=num_max_tokens_per_rank,
-        num_ranks=1 if group is None else group.size(),
+        num_ranks=group_ranks(group)[0],
         topk_idx_bytes=topk_idx_dtype.itemsize,
     )
-    chosen = get_recipe(recipe) if recipe is not None else default_recipe(arch)
     return SymmBuffer(problem=problem, recipe=chosen, arch=arch, device=device, group=group, packed_sf=packed_sf)
 
 
@@ -93,6 +101,7 @@ def stage_tokens(
     topk_weights: float32 of the same shape. Rounding: the recipe's L1 activations (docs/numerics.md).
     Raises ArgumentError.
     """
+    check_buffer(sym_buffer)
     _stage(x, topk_idx, topk_weights, sym_buffer, resolve_backend(backend, sym_buffer.device))
 
 
@@ -109,6 +118,7 @@ def _stage(x: Tensor, topk_idx: Tensor, topk_weights: Tensor, buffer: SymmBuffer
     if backend == "reference":
         codes, x_sf, x_scales = quantize_tokens(x, buffer.recipe)
         buffer.fill(codes, x_sf, topk_idx, topk_weights, x_scales=x_scales)
+        buffer.num_staged = num_tokens
     else:
         staging_plan(buffer).stage(x, None, topk_idx, topk_weights)
 
@@ -161,10 +171,12 @@ def fp8_nvfp4_mega_moe(
     check_recipe_tuple(recipe, l1_weights)
     check_output(y, sym_buffer)
     check_stats(cumulative_local_expert_recv_stats, sym_buffer)
+    routed_scaling_factor = check_factor(routed_scaling_factor)
     if resolve_backend(backend, sym_buffer.device) == "reference":
         check_weights(l1_weights, l2_weights, sym_buffer, spec)
         num_tokens = y.shape[0]
-        return run_reference(
+        check_staged(num_tokens, sym_buffer)
+        run_reference(
             token_values(sym_buffer, num_tokens),
             sym_buffer.topk_idx[:num_tokens],
             sym_buffer.topk_weights[:num_tokens],
@@ -177,7 +189,9 @@ def fp8_nvfp4_mega_moe(
             recv_stats=cumulative_local_expert_recv_stats,
             out=y,
         )
-    plan = moe_plan(sym_buffer, spec, fast_math=fast_math)
+        sym_buffer.num_staged = None
+        return y
+    plan = moe_plan(sym_buffer, spec, fast_math=bool(fast_math))
     plan.bind(l1_weights, l2_weights)
     _launch(plan, y, cumulative_local_expert_recv_stats, routed_scaling_factor)
     return y
@@ -187,13 +201,9 @@ def _launch(plan: MoePlan, y: Tensor, recv_stats: Tensor | None, routed_scaling_
     """Launch the fused kernel over the staged tokens, or over the buffer's views when nothing was staged."""
     buffer, num_tokens = plan.buffer, y.shape[0]
     plan.raise_if_failed()
+    check_staged(num_tokens, buffer)
     if buffer.num_staged is None:
         staging_plan(buffer).stage_views(num_tokens)
-    elif buffer.num_staged != num_tokens:
-        raise ArgumentError(
-            f"y has {num_tokens} rows, but {buffer.num_staged} tokens were staged. "
-            "Pass y with as many rows, or stage the tokens of this call."
-        )
     plan.run(y, recv_stats, routed_scaling_factor)
 
 
@@ -232,27 +242,34 @@ class MegaMoE:
         sym_buffer: SymmBuffer | None = None,
     ) -> None:
         """Transform the weights where they come from a checkpoint; kernels are built by `prepare` or the first call."""
+        check_layer(weights)
         device = weights.device if isinstance(weights, MoeWeights) else weights[0].data.device
         self.device = device
         self.backend = resolve_backend(backend, device)
-        self.arch = get_arch(arch) if arch is not None else default_arch(device)
+        wanted = get_recipe(recipe) if recipe is not None else None
         if isinstance(weights, MoeWeights):
-            chosen = get_recipe(recipe) if recipe is not None else default_recipe(self.arch, weights.checkpoint)
+            self.arch = get_arch(arch) if arch is not None else default_arch(device, wanted)
+            chosen = wanted or default_recipe(self.arch, weights.checkpoint)
             if self.backend == "cuda":
                 check_target(chosen, self.arch)
             self.l1, self.l2 = transform_weights(weights, chosen, self.arch)
         else:
             self.l1, self.l2 = weights
+            self.arch = get_arch(arch) if arch is not None else get_arch(self.l1.arch)
             chosen = get_recipe(self.l1.recipe)
-            if recipe is not None and get_recipe(recipe) != chosen:
+            if wanted not in (None, chosen):
                 raise ArgumentError(
-                    f"recipe={get_recipe(recipe).name}, but the weights were transformed for {chosen.name}. "
+                    f"recipe={wanted.name}, but the weights were transformed for {chosen.name}. "
                     "Transform them for the recipe."
                 )
         self.recipe = chosen
         self.activation = as_activation(activation, clamp=activation_clamp)
-        self.fast_math = fast_math
-        self.routed_scaling_factor = float(routed_scaling_factor)
+        self.fast_math = bool(fast_math)
+        self.routed_scaling_factor = check_factor(routed_scaling_factor)
+        check_gate(self.l1, self.activation)
+        if sym_buffer is not None:
+            check_shared_buffer(sym_buffer, num_topk, max_tokens_per_rank)
+            check_weights(self.l1, self.l2, sym_buffer, self.activation)
         self.num_topk, self.max_tokens_per_rank = num_topk, max_tokens_per_rank
         self._plan: MoePlan | None = None
         self._buffer = sym_buffer
@@ -323,14 +340,17 @@ class MegaMoE:
         buffer = self._buffer
         if buffer is not None and (not self._owns_buffer or self.max_tokens_per_rank is not None):
             return buffer
+        check_tensor("topk_idx", topk_idx)
         if topk_idx.ndim != 2:
-            raise ArgumentError(f"topk_idx has shape {list(topk_idx.shape)}, but [num_tokens, num_topk] is needed.")
+            raise ArgumentError(
+                f"topk_idx has shape {list(topk_idx.shape)}, but [num_tokens, num_topk] is needed. Reshape it."
+            )
         num_tokens, num_topk = topk_idx.shape
         if buffer is None or num_tokens > buffer.num_max_tokens_per_rank:
-            capacity = self.max_tokens_per_rank or max(
-                _CAPACITY_STEP, -(-num_tokens // _CAPACITY_STEP) * _CAPACITY_STEP
-            )
-            self._buffer = buffer = self._make_buffer(self.num_topk or num_topk, capacity)
+            capacity, topk = self.max_tokens_per_rank, self.num_topk
+            if capacity is None:
+                capacity = max(_CAPACITY_STEP, -(-num_tokens // _CAPACITY_STEP) * _CAPACITY_STEP)
+            self._buffer = buffer = self._make_buffer(num_topk if topk is None else topk, capacity)
         return buffer
 
     def _make_buffer(self, num_topk: int, max_tokens_per_rank: int) -> SymmBuffer:
@@ -346,12 +366,3 @@ class MegaMoE:
             device=self.device,
             packed_sf=False,
         )
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    return device

@@ -328,8 +328,8 @@ def _transform(
             adapted = adapt_nvfp4_to_mxfp4(codes, block_sf)
             codes, block_sf = adapted.codes, adapted.sf
         codes, sf = layout.pack(codes, block_sf)
-        # The codes may be the caller's own tensor: TMA needs an aligned start.
-        data = (codes if codes.data_ptr() % 128 == 0 else codes.clone()).view(codes.shape[0], -1)
+        # The codes may be the caller's own tensor: TMA that unpacks FP4 needs a start at a multiple of 32 bytes.
+        data = (codes if codes.data_ptr() % 32 == 0 else codes.clone()).view(codes.shape[0], -1)
     elif recipe.checkpoint == "mxfp4":
         data, shift = _pack_mxfp4_sm90(matrix, layout, recipe)
     else:
