@@ -240,8 +240,8 @@ def _check_parts(name: str, weights: TransformedWeights) -> None:
             continue
         if tensor.dtype != dtype or tuple(tensor.shape) != shape or tensor.device != weights.data.device:
             raise ArgumentError(
-                f"{name}.{part} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, but {dtype} {list(shape)} on "
-                f"{weights.data.device} is needed. Transform the weights again, or put experts into such a tensor."
+                f"{name}.{part} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, but {dtype} {list(shape)} "
+                f"on {weights.data.device} is needed. Transform the weights again, or put experts into such a tensor."
             )
         if not tensor.is_contiguous() or tensor.data_ptr() % _ALIGN[part]:
             raise ArgumentError(
