@@ -29,7 +29,8 @@ def check_device(device: torch.device | str | int | None) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     except (RuntimeError, TypeError) as error:
-        raise ArgumentError(f"device={given!r} is no device ({error}). Pass a CUDA device or the CPU.") from error
+        why = str(error).splitlines()[0]
+        raise ArgumentError(f"device={given!r} is no device ({why}). Pass a CUDA device or the CPU.") from error
     if device.type not in ("cuda", "cpu"):
         raise ArgumentError(
             f"device={given!r}, but kernels run on CUDA devices and the reference on the CPU. Pass one."

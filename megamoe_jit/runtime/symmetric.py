@@ -151,7 +151,7 @@ class SymmBuffer:
 
     def _allocate(self) -> Tensor:
         try:
-            # A buffer made under torch.inference_mode() is written outside of it too.
+            # A buffer made under torch.inference_mode() is written outside of it too; its views likewise.
             with torch.inference_mode(False):
                 return torch.zeros(self.layout.num_bytes, dtype=torch.uint8, device=self.device)
         except RuntimeError as error:  # torch.OutOfMemoryError is one, and stays one
@@ -167,7 +167,8 @@ class SymmBuffer:
         self.check_alive()
         assert self._storage is not None
         start = self.offsets[name]
-        return self._storage[start : start + self._sizes[name]].view(dtype).view(shape)
+        with torch.inference_mode(False):
+            return self._storage[start : start + self._sizes[name]].view(dtype).view(shape)
 
     def address(self, name: str) -> int:
         """Return the device address of part `name`."""
