@@ -1,0 +1,114 @@
+"""From problems to configurations: which token tile a call takes, which kernels a buffer needs, and who is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from megamoe_jit import ActivationSpec, Problem, UnsupportedError, get_recipe
+from megamoe_jit.arch import ARCHS
+from megamoe_jit.recipes import RECIPES, choose_config, plan_kernels
+from megamoe_jit.recipes.choose import check_pair, check_target, token_tile
+from megamoe_jit.recipes.sm90 import Sm90Config, Sm90StagingConfig, token_tiles
+
+LAYER = Problem(
+    hidden=4096, intermediate=2048, num_experts=32, num_topk=4, max_tokens_per_rank=8192
+)  # 8 tokens a mean of 1
+HOPPER = ("fp8_nvfp4", "bf16_nvfp4", "fp8_mxfp4", "bf16_mxfp4")
+WIDEST = 0
+TILES = {0: 8, 1: 8, 64: 8, 65: 16, 128: 16, 129: 32, 256: 32, 257: 64, 512: 64, 8192: WIDEST}
+
+
+def widest(problem: Problem, recipe: str) -> int:
+    """Return the widest tile of a problem."""
+    return token_tiles(problem, get_recipe(recipe))[-1]
+
+
+@pytest.mark.parametrize("recipe", HOPPER)
+@pytest.mark.parametrize("num_tokens", TILES)
+def test_a_call_takes_the_narrowest_tile_that_holds_the_mean(recipe: str, num_tokens: int) -> None:
+    wanted = TILES[num_tokens] or widest(LAYER, recipe)
+    assert token_tile(LAYER, get_recipe(recipe), num_tokens) == wanted
+    choice = choose_config(LAYER, recipe, "sm_90a", num_tokens)
+    assert choice.config.block_n == wanted
+    assert choice.reason == f"block_n={wanted}: an expert gets {num_tokens / 8:.1f} tokens on average"
+    others = {int(text.partition("=")[2].partition(":")[0]): text for text in choice.others}
+    assert sorted([*others, wanted]) == list(token_tiles(LAYER, get_recipe(recipe)))
+    for tile, text in others.items():
+        assert ("weights would be read again" in text) == (tile < wanted)
+        assert ("more empty columns" in text) == (tile > wanted)
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "num_topk", "num_tokens", "tile"),
+    [(1, 1, 8, 8), (1, 1, 9, 16), (384, 16, 192, 8), (384, 16, 193, 16), (384, 1, 3072, 8), (384, 1, 3073, 16)],
+)
+def test_few_and_many_experts(num_experts: int, num_topk: int, num_tokens: int, tile: int) -> None:
+    problem = replace(LAYER, num_experts=num_experts, num_topk=num_topk)
+    assert choose_config(problem, "fp8_nvfp4", "sm_90a", num_tokens).config.block_n == tile
+
+
+def test_tiles_grow_with_the_call_and_no_further_than_the_widest() -> None:
+    for recipe in HOPPER:
+        for activation in (ActivationSpec(), ActivationSpec(kind="relu2")):
+            problem = replace(LAYER, activation=activation)
+            tiles = [token_tile(problem, get_recipe(recipe), n) for n in range(1, 4096, 7)]
+            assert tiles == sorted(tiles)
+            assert set(tiles) == set(token_tiles(problem, get_recipe(recipe)))
+
+
+PLANS = [  # capacity, tiles that are built
+    (1, [8]),
+    (64, [8]),
+    (65, [8, 16]),
+    (200, [8, 16, 32]),
+    (512, [8, 16, 32, 64]),
+]
+
+
+@pytest.mark.parametrize(("capacity", "tiles"), PLANS)
+@pytest.mark.parametrize("recipe", HOPPER)
+def test_a_plan_has_every_kernel_that_calls_can_need(recipe: str, capacity: int, tiles: list[int]) -> None:
+    problem = replace(LAYER, max_tokens_per_rank=capacity)
+    kernels = plan_kernels(problem, recipe, "sm_90a")
+    staging = [kernel.source_is_codes for kernel in kernels if isinstance(kernel, Sm90StagingConfig)]
+    assert staging == ([False, True] if recipe.startswith("fp8") else [False])
+    assert [kernel.block_n for kernel in kernels if isinstance(kernel, Sm90Config)] == tiles
+    for num_tokens in range(1, capacity + 1):
+        assert choose_config(problem, recipe, "sm_90a", num_tokens).config in kernels
+    assert all(kernel.problem == problem and kernel.arch.name == "sm_90a" for kernel in kernels)
+
+
+def test_a_large_call_may_start_with_a_wide_tile() -> None:
+    """With one expert the mean of a call of one token is top-k itself."""
+    problem = replace(LAYER, num_experts=16, num_topk=16, max_tokens_per_rank=100)
+    kernels = plan_kernels(problem, "bf16_nvfp4", "sm_90a")
+    assert [k.block_n for k in kernels if isinstance(k, Sm90Config)][:3] == [8, 16, 32]
+    problem = replace(problem, num_experts=2, num_topk=2, max_tokens_per_rank=64, num_ranks=1)
+    kernels = plan_kernels(problem, "bf16_nvfp4", "sm_90a")
+    assert [k.block_n for k in kernels if isinstance(k, Sm90Config)] == [8, 16, 32, 64]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_targets(recipe: str, arch: str) -> None:
+    """A pair runs, or says why not and what else to take."""
+    if arch not in RECIPES[recipe].targets:
+        words = rf"recipe {recipe} runs on .*, and the target is {arch}\. Choose recipe .* for it, or another target\."
+        for check in (check_pair, check_target):
+            with pytest.raises(UnsupportedError, match=words):
+                check(recipe, arch)
+        return
+    assert check_pair(recipe, arch) == (RECIPES[recipe], ARCHS[arch])
+    if arch == "sm_90a":
+        assert check_target(recipe, arch) == (RECIPES[recipe], ARCHS[arch])
+        return
+    words = rf"recipe {recipe} on {arch} has no kernel in this version\. Use backend=\"reference\", or a GPU of target sm_90a"
+    for call in (
+        lambda: check_target(recipe, arch),
+        lambda: plan_kernels(LAYER, recipe, arch),
+        lambda: choose_config(LAYER, recipe, arch, 1),
+    ):
+        with pytest.raises(UnsupportedError, match=words):
+            call()
