@@ -223,7 +223,10 @@ class SymmBuffer:
         num_tokens = check_routing(
             topk_idx, topk_weights, num_topk=self.num_topk, capacity=self.num_max_tokens_per_rank, device=self.device
         )
-        copies: list[tuple[Tensor, Tensor]] = [(self.topk_idx, topk_idx), (self.topk_weights, topk_weights)]
+        # What is no expert stays none where int64 becomes int32: 2^32 must not become expert 0.
+        wide = topk_idx.dtype != self.topk_idx.dtype
+        experts = topk_idx.clamp(-1, self.num_experts) if wide else topk_idx
+        copies: list[tuple[Tensor, Tensor]] = [(self.topk_idx, experts), (self.topk_weights, topk_weights)]
         for name, given, target, dtypes in (
             ("x", x, self.x, self._code_dtypes),
             ("x_sf", x_sf, self.x_sf, self._sf_dtypes),

@@ -96,7 +96,8 @@ __device__ __forceinline__ void copy_routing(const Params& params, uint32_t toke
         if constexpr (config::kTopkIdxBytes == 8) {
             reinterpret_cast<int64_t*>(params.base + params.sym.topk_idx)[slot] = expert;
         } else {
-            reinterpret_cast<int32_t*>(params.base + params.sym.topk_idx)[slot] = int32_t(expert);
+            // What is no expert stays none: 2^32 must not become expert 0.
+            reinterpret_cast<int32_t*>(params.base + params.sym.topk_idx)[slot] = expert >= 0 && expert < int64_t(config::kNumExperts) ? int32_t(expert) : -1;
         }
         reinterpret_cast<float*>(params.base + params.sym.topk_weights)[slot] = params.topk_weights[slot];
     }

@@ -177,15 +177,18 @@ def test_zero_tokens(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("nowhere", [-1, EXPERTS, -(2**40), 2**40])
-def test_slots_that_are_not_routed_add_nothing(nowhere: int) -> None:
+@pytest.mark.parametrize("view_dtype", [torch.int32, torch.int64])
+def test_slots_that_are_not_routed_add_nothing(nowhere: int, view_dtype: torch.dtype) -> None:
+    """Not even where 2^40 would be expert 0 in 32 bits."""
+    shared = buffer(topk_idx_dtype=view_dtype)
     topk_idx, topk_weights = routing()
     one_slot = topk_idx.clone()
     one_slot[:, 1] = nowhere
-    y = layer()(tokens(), one_slot, topk_weights)
+    y = layer(sym_buffer=shared)(tokens(), one_slot, topk_weights)
     masked = torch.where(one_slot == nowhere, -1, one_slot)
     assert torch.equal(y.double(), moe_reference(tokens(), masked, topk_weights, weights(), rounding="fp8_nvfp4").y)
     out = torch.full_like(tokens(), float("nan"))
-    assert not layer()(tokens(), torch.full_like(topk_idx, nowhere), topk_weights, out=out).any()
+    assert not layer(sym_buffer=shared)(tokens(), torch.full_like(topk_idx, nowhere), topk_weights, out=out).any()
     assert not out.any()
 
 
