@@ -1,0 +1,355 @@
+"""Launches of public calls, read back as structs: every address, offset, stride and count that a kernel gets."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+import torch
+
+from megamoe_jit import ActivationSpec, ArgumentError, LaunchError, SymmBuffer, UnsupportedError, get_recipe
+from megamoe_jit.ops import plan
+from megamoe_jit.ops.plan import MoePlan, Workspace, acts_tensor_map, moe_plan
+from megamoe_jit.ops.tokens import quantize_tokens
+from megamoe_jit.recipes import choose_config, plan_kernels
+from megamoe_jit.recipes.params import SYM_PARTS
+from megamoe_jit.recipes.sm90 import Sm90Config, Sm90StagingConfig
+from megamoe_jit.runtime.memory import MAGIC
+from tests.ops.layers import (
+    CAPACITY,
+    EXPERTS,
+    HIDDEN,
+    TOPK,
+    buffer,
+    call,
+    fill,
+    layer,
+    routing,
+    stage,
+    tokens,
+    transformed,
+)
+from tests.ops.recording_gpu import STREAM, RecordingGpu, gpu
+
+__all__ = ["gpu"]
+NUM_SMS = 132
+
+
+def base(made: SymmBuffer) -> int:
+    """Return the address of a buffer."""
+    assert made.handle is not None
+    return made.handle.buffer_ptrs[0]
+
+
+def offsets(params: Any) -> dict[str, int]:
+    """Return the symmetric offsets that a launch got."""
+    return {part: getattr(params.sym, part) for part in SYM_PARTS}
+
+
+def workspaces(made: SymmBuffer) -> list[Workspace]:
+    """Return the workspaces of a buffer."""
+    return [value for value in made.plans.values() if isinstance(value, Workspace)]
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Return a tensor's address, 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def test_staging_gets_the_tokens_and_the_buffer(gpu: RecordingGpu) -> None:
+    x, (topk_idx, topk_weights) = tokens(), routing()
+    staged = stage()
+    config, launched, params = gpu.staging()
+    assert not config.source_is_codes
+    assert (launched.grid, launched.block, launched.smem_bytes) == ((NUM_SMS * 4, 1, 1), (config.num_threads, 1, 1), 0)
+    assert (launched.stream, launched.attributes) == (STREAM, {})
+    assert offsets(params) == {part: staged.offsets[part] for part in SYM_PARTS}
+    assert params.base == base(staged) == staged.x.data_ptr() - staged.offsets["x"]
+    assert (params.x, params.x_sf) == (x.data_ptr(), 0)
+    assert (params.topk_idx, params.topk_weights) == (topk_idx.data_ptr(), topk_weights.data_ptr())
+    assert (params.x_stride_bytes, params.topk_idx_bytes, params.num_tokens) == (2 * HIDDEN, 8, 6)
+    assert staged.num_staged == 6
+
+
+def test_the_fused_launch_gets_everything(gpu: RecordingGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGAMOE_JIT_TIMEOUT_S", "2.5")
+    l1, l2 = transformed(bias=True)
+    made, y, stats = stage(), torch.empty_like(tokens()), torch.zeros(EXPERTS, dtype=torch.int32)
+    call(
+        y=y,
+        l1_weights=l1,
+        l2_weights=l2,
+        sym_buffer=made,
+        cumulative_local_expert_recv_stats=stats,
+        routed_scaling_factor=2.5,
+    )
+    config, launched, params = gpu.mega()
+    assert (launched.grid, launched.block) == ((NUM_SMS, 1, 1), (config.num_threads, 1, 1))
+    assert launched.smem_bytes == config.smem_bytes > 0
+    assert (launched.stream, launched.attributes) == (STREAM, {"COOPERATIVE": 1})
+    assert tuple(params.peers) == (base(made),)
+    assert offsets(params) == {part: made.offsets[part] for part in SYM_PARTS}
+    for name, tensor in (("l1_weights", l1.data), ("l2_weights", l2.data), ("l1_alphas", l1.alphas)):
+        assert getattr(params, name) == tensor.data_ptr(), name
+    assert params.l2_alphas == l2.alphas.data_ptr()
+    assert (params.l1_bias, params.l2_bias) == (address(l1.bias), address(l2.bias))
+    assert params.l1_bias != 0
+    assert (params.recv_stats, params.y, params.y_stride) == (stats.data_ptr(), y.data_ptr(), HIDDEN)
+    assert (params.num_tokens, params.pool_rows, params.rank) == (6, CAPACITY * TOPK, 0)
+    assert params.routed_scaling_factor == 2.5
+    assert (params.error_record, params.timeout_ns) == (gpu.record.device_pointer, 2_500_000_000)
+    (workspace,) = workspaces(made)
+    begin, layout = workspace.memory.data_ptr(), workspace.shapes.workspace()
+    assert {name: getattr(params, name) - begin for name in layout.offsets()} == layout.offsets()
+    assert workspace.memory.numel() == layout.num_bytes
+    assert not workspace.memory[layout.offsets()["list_ready"] :].any()
+    assert made.num_staged is None
+
+
+def test_without_bias_and_statistics_their_addresses_are_null(gpu: RecordingGpu) -> None:
+    call()
+    _, _, params = gpu.mega()
+    assert (params.l1_bias, params.l2_bias, params.recv_stats) == (0, 0, 0)
+    assert params.routed_scaling_factor == 1.0
+
+
+@pytest.mark.parametrize("recipe", ["fp8_nvfp4", "bf16_nvfp4"])
+def test_rows_may_lie_apart(gpu: RecordingGpu, recipe: str) -> None:
+    wide, out = torch.zeros(6, 200).bfloat16(), torch.zeros(6, 300).bfloat16()
+    topk_idx, topk_weights = routing(6, torch.int32)
+    l1, l2 = transformed(recipe)
+    layer(weights=(l1, l2))(wide[:, 30 : 30 + HIDDEN], topk_idx, topk_weights, out=out[:, 5 : 5 + HIDDEN])
+    _, _, staging = gpu.staging()
+    assert (staging.x, staging.x_stride_bytes) == (wide.data_ptr() + 60, 400)
+    assert (staging.topk_idx, staging.topk_idx_bytes) == (topk_idx.data_ptr(), 4)
+    _, _, params = gpu.mega()
+    assert (params.y, params.y_stride) == (out.data_ptr() + 10, 300)
+
+
+@pytest.mark.parametrize("recipe", ["fp8_nvfp4", "bf16_nvfp4"])
+def test_views_are_staged_from_the_buffer_itself(gpu: RecordingGpu, recipe: str) -> None:
+    """Codes and their scales where tokens are quantised, values where they are not."""
+    l1, l2 = transformed(recipe)
+    filled = fill(recipe)
+    call(y=torch.empty(5, HIDDEN).bfloat16(), l1_weights=l1, l2_weights=l2, sym_buffer=filled)
+    config, _, params = gpu.staging()
+    is_fp8 = recipe.startswith("fp8")
+    assert config.source_is_codes == is_fp8
+    assert params.x == filled.x.data_ptr()
+    assert params.x_sf == (address(filled.x_sf) if is_fp8 else 0)
+    assert (params.topk_idx, params.topk_weights) == (filled.topk_idx.data_ptr(), filled.topk_weights.data_ptr())
+    assert (params.x_stride_bytes, params.topk_idx_bytes) == (HIDDEN * (1 if is_fp8 else 2), 8)
+    assert params.num_tokens == gpu.mega()[2].num_tokens == 5
+    assert filled.num_staged is None
+
+
+def test_the_view_of_int32_indices_is_read_as_such(gpu: RecordingGpu) -> None:
+    filled = fill(sym_buffer=buffer(topk_idx_dtype=torch.int32))
+    call(sym_buffer=filled)
+    config, _, params = gpu.staging()
+    assert (params.topk_idx, params.topk_idx_bytes) == (filled.topk_idx.data_ptr(), 4)
+    assert config.problem.topk_idx_bytes == 4
+    assert gpu.mega()[0].problem.topk_idx_bytes == 4
+
+
+def test_staged_tokens_are_not_staged_again(gpu: RecordingGpu) -> None:
+    moe = layer()
+    for _ in range(3):
+        moe(tokens(), *routing())
+    kinds = [type(config) for config in gpu.configs]
+    assert kinds == [Sm90StagingConfig, Sm90Config] * 3
+
+
+def test_no_tokens_launch_nothing(gpu: RecordingGpu) -> None:
+    moe = layer(num_topk=TOPK, max_tokens_per_rank=CAPACITY)
+    moe.prepare()
+    y = moe(tokens(0), *routing(0))
+    assert tuple(y.shape) == (0, HIDDEN)
+    assert gpu.launches == []
+    empty = buffer()
+    call(y=torch.empty(0, HIDDEN).bfloat16(), sym_buffer=empty)
+    assert gpu.launches == []
+    assert empty.num_staged is None
+
+
+def test_the_token_tile_follows_the_call(gpu: RecordingGpu) -> None:
+    """Everything is prepared before the first call; then each number of tokens has its tile, always the same."""
+    moe = layer(num_topk=TOPK, max_tokens_per_rank=64)
+    moe.prepare()
+    problem, recipe = moe.sym_buffer.problem, moe.recipe
+    used = set()
+    with gpu.only_launches():
+        for num_tokens in (1, 7, 16, 17, 32, 33, 64, 16, 64):
+            moe(tokens(num_tokens), *routing(num_tokens))
+            config, launched, params = gpu.mega()
+            assert config.block_n == choose_config(problem, recipe, "sm_90a", num_tokens).config.block_n
+            assert launched.smem_bytes == config.smem_bytes
+            assert (params.num_tokens, params.pool_rows) == (num_tokens, 64 * TOPK)
+            used.add(config.block_n)
+    assert len(used) > 2
+    assert used <= {config.block_n for config in gpu.asked if isinstance(config, Sm90Config)}
+
+
+def test_a_repeated_call_only_launches(gpu: RecordingGpu) -> None:
+    moe = layer()
+    x, (topk_idx, topk_weights), y = tokens(), routing(), torch.empty_like(tokens())
+    moe(x, topk_idx, topk_weights, out=y)
+    first = [launched.params for launched in gpu.launches]
+    with gpu.only_launches():
+        moe(x, topk_idx, topk_weights, out=y)
+    assert [launched.params for launched in gpu.launches[2:]] == first
+
+
+def test_each_call_has_its_own_outputs(gpu: RecordingGpu) -> None:
+    moe = layer()
+    outputs = [torch.empty_like(tokens()) for _ in range(2)]
+    stats = torch.zeros(EXPERTS, dtype=torch.int32)
+    moe(tokens(), *routing(), out=outputs[0], recv_stats=stats)
+    moe(tokens(), *routing(), out=outputs[1])
+    seen = [struct.unpack_from("<Q", launched.params[0], 0)[0] for launched in gpu.launches[1::2]]
+    assert seen == [base(moe.sym_buffer)] * 2
+    assert gpu.mega()[2].y == outputs[1].data_ptr()
+    assert gpu.mega()[2].recv_stats == 0
+
+
+def test_layers_of_a_model_share_kernels_and_workspace(gpu: RecordingGpu) -> None:
+    shared = buffer()
+    other = transformed(bias=True)
+    moes = [layer(sym_buffer=shared), layer(weights=other, sym_buffer=shared)]
+    for moe in (*moes, *moes):
+        moe(tokens(), *routing())
+        l1, l2 = moe.l1, moe.l2
+        params = gpu.mega()[2]
+        assert (params.l1_weights, params.l2_weights) == (l1.data.data_ptr(), l2.data.data_ptr())
+        assert (params.l1_bias, params.l2_bias) == (address(l1.bias), address(l2.bias))
+    assert len(workspaces(shared)) == 1
+    assert gpu.asked == list(plan_kernels(shared.problem, "fp8_nvfp4", "sm_90a"))  # once each
+
+
+def test_weights_are_checked_once(gpu: RecordingGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Any] = []
+    original = plan.check_weights
+    monkeypatch.setattr(plan, "check_weights", lambda *args: (checked.append(args), original(*args)))
+    made, (l1, l2) = buffer(), transformed()
+    for _ in range(3):
+        call(l1_weights=l1, l2_weights=l2, sym_buffer=stage(sym_buffer=made))
+    assert len(checked) == 1
+    with pytest.raises(ArgumentError, match="l1_weights are l2 weights"):
+        call(l1_weights=l2, l2_weights=l1, sym_buffer=stage(sym_buffer=made))
+    call(l1_weights=l1, l2_weights=l2, sym_buffer=stage(sym_buffer=made))
+
+
+def test_activations_have_plans_of_their_own(gpu: RecordingGpu) -> None:
+    """Gated ones share a workspace; without a gate intermediate is padded to another width."""
+    made = buffer(intermediate_hidden=384, num_topk=1)
+    nouns = [ActivationSpec(), ActivationSpec.swigluoai(), ActivationSpec(kind="relu2")]
+    plans = [moe_plan(made, activation, fast_math=True) for activation in nouns]
+    assert plans[0] is moe_plan(made, ActivationSpec(), fast_math=True)
+    assert plans[0] is not moe_plan(made, ActivationSpec(), fast_math=False)
+    assert plans[0].workspace is plans[1].workspace
+    assert plans[2].workspace is not plans[0].workspace
+    assert [p.workspace.acts().shape[1] for p in plans] == [384, 384, 512]
+
+
+@pytest.mark.parametrize("recipe", ["fp8_nvfp4", "bf16_nvfp4"])
+def test_the_tensor_map_covers_the_pool(gpu: RecordingGpu, recipe: str) -> None:
+    l1, l2 = transformed(recipe)
+    made = stage(sym_buffer=buffer(recipe=recipe))
+    call(l1_weights=l1, l2_weights=l2, sym_buffer=made)
+    config, launched, params = gpu.mega()
+    (workspace,) = workspaces(made)
+    acts = workspace.acts()
+    assert tuple(acts.shape) == (CAPACITY * TOPK, 128)
+    rows = config.template_values()["tma_boxes"][0][1]  # type: ignore[index]
+    described = acts_tensor_map(acts, rows)
+    assert described.address == acts.data_ptr() == params.acts
+    assert described.spec.dims == (128, CAPACITY * TOPK)
+    assert described.spec.box == (128 // acts.element_size(), rows)
+    assert "B128" in described.spec.swizzle.name
+    # The recording driver fills the n-th map that it encodes with n.
+    encoded = [args for name, args in gpu.driver.calls if name == "cuTensorMapEncodeTiled"]
+    number = launched.params[1][0]
+    assert launched.params[1] == bytes([number] * 128)
+    _, rank, start, dims, _, box, *_ = encoded[number - 1]
+    assert (rank, int(start)) == (2, acts.data_ptr())
+    assert ([int(d) for d in dims], [int(b) for b in box]) == ([128, CAPACITY * TOPK], list(described.spec.box))
+
+
+def test_codes_from_the_quantiser_reach_the_kernel(gpu: RecordingGpu) -> None:
+    """What `fill` copied lies where the kernel reads it."""
+    filled = fill()
+    call(sym_buffer=filled)
+    params = gpu.staging()[2]
+    assert filled._storage is not None
+    memory = filled._storage
+    codes, x_sf, _ = quantize_tokens(tokens(), get_recipe("fp8_nvfp4"))
+    at = params.x - memory.data_ptr()
+    assert torch.equal(memory[at : at + 6 * HIDDEN].view(6, HIDDEN), codes.view(torch.uint8))
+    at = params.x_sf - memory.data_ptr()
+    assert x_sf is not None
+    assert torch.equal(memory[at : at + 24].view(torch.float32), x_sf)
+
+
+def test_kernels_are_not_loaded_inside_a_capture(gpu: RecordingGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    moe = layer(num_topk=TOPK, max_tokens_per_rank=CAPACITY)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(
+        ArgumentError, match=r"not loaded yet, which a CUDA graph capture does not allow\. Run the call"
+    ):
+        moe(tokens(), *routing())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    moe.prepare()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with gpu.only_launches():
+        moe(tokens(), *routing())
+    with pytest.raises(ArgumentError, match=r"not loaded yet"):
+        call(sym_buffer=moe.sym_buffer, activation="gelu", y=torch.empty(6, HIDDEN).bfloat16())
+
+
+def test_a_kernel_that_stopped_itself_is_told_by_the_next_call(gpu: RecordingGpu) -> None:
+    moe = layer()
+    moe(tokens(), *routing())
+    gpu.record._words[:] = [MAGIC, 5, 17, 160, 2, 40, 39, 0]
+    with pytest.raises(
+        LaunchError, match=r"block 17, thread 160 gave up waiting for all L2 tiles .*expected 40, saw 39"
+    ):
+        moe(tokens(), *routing())
+
+
+def test_another_number_of_tokens_than_staged_is_refused(gpu: RecordingGpu) -> None:
+    made = stage()
+    with pytest.raises(ArgumentError, match=r"y has 5 rows, but 6 tokens were staged"):
+        call(y=torch.empty(5, HIDDEN).bfloat16(), sym_buffer=made)
+    assert made.num_staged == 6
+    call(sym_buffer=made)
+
+
+def test_recipes_without_kernels_say_so(gpu: RecordingGpu) -> None:
+    l1, l2 = transformed("nvfp4_nvfp4")
+    made = buffer(recipe="nvfp4_nvfp4")
+    words = (
+        r"recipe nvfp4_nvfp4 on sm_100a has no kernel in this version\. Use backend=\"reference\", or a GPU of target"
+    )
+    with pytest.raises(UnsupportedError, match=words):
+        stage(sym_buffer=made)
+    with pytest.raises(UnsupportedError, match=words):
+        call(l1_weights=l1, l2_weights=l2, sym_buffer=made)
+    with pytest.raises(UnsupportedError, match=words):
+        layer(recipe="nvfp4_nvfp4")
+
+
+def test_a_plan_belongs_to_its_buffer(gpu: RecordingGpu) -> None:
+    """A buffer that grew has new addresses; a destroyed one has no plans."""
+    moe = layer()
+    moe(tokens(), *routing())
+    first = base(moe.sym_buffer)
+    moe(tokens(129), *routing(129))
+    params = gpu.mega()[2]
+    assert params.peers[0] == base(moe.sym_buffer) != first
+    assert (params.num_tokens, params.pool_rows) == (129, 256 * TOPK)
+    made = stage()
+    assert any(isinstance(value, plan.StagingPlan) for value in made.plans.values())
+    made.destroy()
+    assert not made.plans
+    assert not any(isinstance(value, MoePlan) for value in made.plans.values())
