@@ -178,7 +178,7 @@ def describe_tensor_maps(problem: Problem, recipe: Recipe, arch: str) -> list[st
 
     workspace = Workspace.allocate(Sm90Shapes(problem=problem, recipe=recipe), torch.device("cpu"))
     kernels = [kernel for kernel in plan_kernels(problem, recipe, arch) if isinstance(kernel, Sm90Config)]
-    return [acts_tensor_map(workspace.acts(), kernel.block_n).describe() for kernel in kernels]
+    return [acts_tensor_map(workspace.acts(), kernel.box_rows).describe() for kernel in kernels]
 
 
 def _call_s(moe: MegaMoE, layer: Layer) -> float:

@@ -17,7 +17,7 @@ from megamoe_jit.ops.weights import TransformedWeights
 from megamoe_jit.recipes.choose import check_target, plan_kernels, token_tile
 from megamoe_jit.recipes.params import MEGA_MOE_PARAMS, STAGING_PARAMS, SYM_PARTS, ParamBlock
 from megamoe_jit.recipes.problem import Problem
-from megamoe_jit.recipes.sm90 import Sm90Config, Sm90Shapes, Sm90StagingConfig
+from megamoe_jit.recipes.sm90 import SF_GRAN_K, Sm90Config, Sm90Shapes, Sm90StagingConfig
 from megamoe_jit.recipes.waits import WAITS
 from megamoe_jit.runtime.backend import LaunchPlan
 from megamoe_jit.runtime.cuda import PreparedLaunch, cuda_backend
@@ -31,9 +31,9 @@ _CALL = struct.Struct("<9QIIIf")  # l1_weights .. routed_scaling_factor
 _SOURCE = struct.Struct("<5QII")  # x .. num_tokens
 
 
-def acts_tensor_map(acts: Tensor, block_n: int) -> TensorMap:
-    """Return the map by which L2 reads activations [pool rows, intermediate], in swizzled boxes of block_n x 128 B."""
-    return tensor_map_for(acts, box=(block_n, 128 // acts.element_size()), swizzle=Swizzle.B128)
+def acts_tensor_map(acts: Tensor, box_rows: int) -> TensorMap:
+    """Return the map by which L2 reads activations [pool rows, intermediate], in swizzled boxes of box_rows x 128 B."""
+    return tensor_map_for(acts, box=(box_rows, 128 // acts.element_size()), swizzle=Swizzle.B128)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,6 +61,13 @@ class Workspace:
         dtype = torch.float8_e4m3fn if shapes.is_fp8 else torch.bfloat16
         num_bytes = shapes.pool_rows * shapes.intermediate_padded * shapes.act_bytes
         return self.memory[:num_bytes].view(dtype).view(shapes.pool_rows, shapes.intermediate_padded)
+
+    def acts_sf(self) -> Tensor:
+        """Return the activations' scale factors as float32 [padded intermediate / 128, pool rows] (fp8 recipes)."""
+        shapes = self.shapes
+        blocks, start = shapes.intermediate_padded // SF_GRAN_K, shapes.workspace().offsets()["acts_sf"]
+        memory = self.memory[start : start + blocks * shapes.pool_rows * 4]
+        return memory.view(torch.float32).view(blocks, shapes.pool_rows)
 
 
 class StagingPlan:
@@ -159,7 +166,9 @@ class MoePlan:
             return
         launch = self._by_num_tokens.get(num_tokens)
         if launch is None:
-            launch = self._by_num_tokens[num_tokens] = self._launches[token_tile(self.problem, num_tokens)]
+            launch = self._by_num_tokens[num_tokens] = self._launches[
+                token_tile(self.problem, self.buffer.recipe, num_tokens)
+            ]
         call = _CALL.pack(
             *self._addresses,
             0 if recv_stats is None else recv_stats.data_ptr(),
@@ -176,10 +185,6 @@ class MoePlan:
     def raise_if_failed(self) -> None:
         """Raise LaunchError when a kernel of this device stopped itself (a wait timed out) since the process began."""
         self.error_record.raise_if_failed(WAITS)
-
-    def tensor_maps(self) -> dict[int, TensorMap]:
-        """Return the tensor map of each token tile's kernel."""
-        return {block_n: acts_tensor_map(self.workspace.acts(), block_n) for block_n in self._launches}
 
     def _prepare(self, config: Sm90Config) -> PreparedLaunch:
         backend = cuda_backend(self.buffer.device)
@@ -199,7 +204,7 @@ class MoePlan:
                 cooperative=True,  # L2 tiles and combine wait for other blocks
                 params=(
                     struct_bytes("params", MEGA_MOE_PARAMS.pack(values, peers=(_base(self.buffer),))),
-                    tensor_map("acts_map", acts_tensor_map(self.workspace.acts(), config.block_n)),
+                    tensor_map("acts_map", acts_tensor_map(self.workspace.acts(), config.box_rows)),
                 ),
             )
         )

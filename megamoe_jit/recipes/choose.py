@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from megamoe_jit.arch import Arch, MmaGeneration, get_arch
 from megamoe_jit.errors import UnsupportedError
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.recipe import RECIPES, Element, Recipe, get_recipe
-from megamoe_jit.recipes.sm90 import Sm90Config, Sm90StagingConfig, config_for_tile, token_tiles
+from megamoe_jit.recipes.sm90 import (
+    ONE_PASS_TILES,
+    Sm90Config,
+    Sm90StagingConfig,
+    config_for_tile,
+    token_tiles,
+)
+
+
+TWO_PASS_MEAN = 256  # tokens an expert from which a tile of two passes is faster
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +58,18 @@ def check_target(recipe: str | Recipe, arch: str | Arch) -> tuple[Recipe, Arch]:
 
 
 def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
-    """Return the token tile for a call: the narrowest that holds an expert's mean share of tokens, else the widest.
+    """Return the token tile for a call.
 
-    Weights are read once for each token tile of an expert, so a tile too small costs bandwidth; one too large costs MMA
-    and epilogue work on empty columns.
+    Up to 64: the narrowest that holds the mean share of an expert and 1.5 standard deviations more, so that few experts
+    need a second tile, which would read their weights again. Above: 64, and two passes of 128 from a mean of 256 on,
+    where what they save in token loads and epilogues outweighs their partly filled last tiles. Source: the sweep in
+    benchmarks/results/token_tiles.json.
     """
     mean, tiles = problem.tokens_per_expert(num_tokens), token_tiles(problem, recipe)
-    return next((n for n in tiles if mean <= n), tiles[-1])
+    likely = mean + 1.5 * math.sqrt(mean)
+    if mean < TWO_PASS_MEAN:
+        tiles = ONE_PASS_TILES
+    return next((n for n in tiles if likely <= n), tiles[-1])
 
 
 def choose_config(problem: Problem, recipe: str | Recipe, arch: str | Arch, num_tokens: int) -> Choice:

@@ -15,14 +15,15 @@ from megamoe_jit.recipes.recipe import Element, Recipe
 ACTIVATION_CODES = {"swiglu": 0, "gelu": 1, "relu2": 2}
 MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this maximum: no division by zero
 SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
-WGMMA_N = (8, 16, 32, 64)
-# K after which L1's E4M3 sums move from the tensor core's 13-bit adder to FP32. On an H200 (hidden 4096, intermediate
-# 2048) this decides how often requantisation meets another code than exact sums would: 1.0 %, 1.6 %, 2.4 % of codes for
-# 128, 256, 512, which is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3; promoting every 128 costs 3 % of the time
-# with 16 tokens an expert, 8 % with 96.
-PROMOTE_K = 128
+ONE_PASS_TILES = (8, 16, 32, 64)  # token tiles whose 256 weight rows fit the registers at once
+# Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded and each token that is loaded.
+TWO_PASS_TILES = {Element.E4M3: (128,), Element.BF16: (128,)}
+_MMA_WIDTHS = (64, 128)  # narrower MMAs of a two-pass kernel, for tiles that are not full
+# The K stage is also what E4M3 sums are promoted after: from the tensor core's 13-bit adder to FP32. On an H200 (hidden
+# 4096, intermediate 2048) that decides how often requantisation meets another code than exact sums would: 1.0 %, 1.6 %,
+# 2.4 % of codes for 128, 256, 512, which is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3.
 _BLOCK_M, _BLOCK_K = 256, 128
-_NUM_CONSUMER_WARPGROUPS, _NUM_ACTS_LOADER_THREADS = 2, 64
+_NUM_CONSUMER_WARPGROUPS, _NUM_ACTS_LOADER_THREADS = 2, 96
 _MAX_STAGES = 8
 
 
@@ -71,7 +72,7 @@ class Sm90Shapes:
     def workspace(self) -> StructLayout:
         """Return the parts of a rank's private workspace; the counters (from list_ready on) start as zeros."""
         e = self.problem.num_local_experts
-        max_token_tiles = self.pool_rows // min(WGMMA_N) + e
+        max_token_tiles = self.pool_rows // min(ONE_PASS_TILES) + e
         return struct_layout(
             ("acts", self.pool_rows * self.intermediate_padded * self.act_bytes, 1024),
             ("acts_sf", self.intermediate_padded // SF_GRAN_K * self.pool_rows * 4, 1024),
@@ -117,6 +118,21 @@ class Sm90Config:
         return Sm90Shapes(problem=self.problem, recipe=self.recipe)
 
     @property
+    def num_passes(self) -> int:
+        """Passes over a tile's weight rows."""
+        return 1 if self.block_n <= ONE_PASS_TILES[-1] else 2
+
+    @property
+    def pass_m(self) -> int:
+        """Weight rows of a pass."""
+        return _BLOCK_M // self.num_passes
+
+    @property
+    def mma_widths(self) -> tuple[int, ...]:
+        """Columns of the MMAs that the kernel has, narrowest first."""
+        return (*(width for width in _MMA_WIDTHS if width < self.block_n and self.num_passes > 1), self.block_n)
+
+    @property
     def token_stage_bytes(self) -> int:
         """Shared memory of a stage's tokens."""
         return self.block_n * _BLOCK_K * self.shapes.act_bytes
@@ -124,7 +140,12 @@ class Sm90Config:
     @property
     def weight_stage_bytes(self) -> int:
         """Shared memory of a stage's codes and block scale factors: 9 bytes for 16 weights."""
-        return _BLOCK_M * _BLOCK_K * 9 // 16
+        return self.pass_m * _BLOCK_K * 9 // 16
+
+    @property
+    def _num_pass_values(self) -> int:
+        """FP32 values that wait for the second pass, since their scale factor covers both; one (unused) where none do."""
+        return self.pass_m // 2 * self.block_n if self.num_passes > 1 and self.shapes.is_fp8 else 1
 
     def shared_storage(self) -> StructLayout:
         """Return the twin of `SharedStorage` in templates/mega_moe/storage.cuh."""
@@ -134,8 +155,9 @@ class Sm90Config:
             ("tokens", s * self.token_stage_bytes, 1024),
             ("weights", s * self.weight_stage_bytes, 128),
             ("acts", n * SF_GRAN_K * self.shapes.act_bytes, 128),
+            ("pass_values", self._num_pass_values * 4, 16),
             ("acts_sf", s * n * 4, 16),
-            ("decode_table", self._decode_table_rows * 8, 16),
+            ("decode_table", self._decode_table_rows * 16 * 8, 128),
             ("token_scale", n * 4, 16),
             ("slot", n * 4, 4),
             ("amax", n * 4, 4),
@@ -171,21 +193,22 @@ class Sm90Config:
             "block_n": self.block_n,
             "block_k": _BLOCK_K,
             "num_stages": self.num_stages,
+            "num_passes": self.num_passes,
+            "pass_m": self.pass_m,
             "l1_m_tiles": sizes.l1_rows // _BLOCK_M,
             "l2_m_tiles": sizes.hidden_padded // _BLOCK_M,
             "l1_k_stages": sizes.hidden_k // _BLOCK_K,
             "l2_k_stages": sizes.intermediate_padded // _BLOCK_K,
             "l1_blocks_per_tile": 1 if p.activation.gated else 2,
-            "promote_stages": PROMOTE_K // _BLOCK_K,
             "num_threads": self.num_threads,
             "num_consumer_warpgroups": _NUM_CONSUMER_WARPGROUPS,
             "first_consumer_thread": 128,
             "num_acts_loader_threads": _NUM_ACTS_LOADER_THREADS,
             "full_arrivals": 1 + _NUM_ACTS_LOADER_THREADS,  # the weight loader and each thread that brings tokens
             "empty_arrivals": 4 * _NUM_CONSUMER_WARPGROUPS,  # each consumer warp
-            # 3 x 128 threads enter with 168 each; 128 x 56 + 256 x 224 fit the same 65,536.
-            "loader_registers": 56,
-            "consumer_registers": 224,
+            # 3 x 128 threads enter with 168 each; 128 x 72 + 256 x 208 fit the same 65,536.
+            "loader_registers": 72,
+            "consumer_registers": 208,
             "is_fp8": sizes.is_fp8,
             "is_gated": p.activation.gated,
             "act_bytes": sizes.act_bytes,
@@ -193,7 +216,11 @@ class Sm90Config:
             "token_row_bytes": sizes.hidden_k * sizes.act_bytes,
             "act_row_bytes": sizes.intermediate_padded * sizes.act_bytes,
             "token_stage_bytes": self.token_stage_bytes,
+            "weight_block_bytes": _BLOCK_M * _BLOCK_K * 9 // 16,
             "weight_stage_bytes": self.weight_stage_bytes,
+            "stage_code_bytes": self.pass_m * _BLOCK_K // 2,
+            "stage_scale_bytes": self.pass_m * _BLOCK_K // 16,
+            "pass_values": self._num_pass_values,
             "acts_tile_bytes": self.block_n * SF_GRAN_K * sizes.act_bytes,
             "decode_table_rows": self._decode_table_rows,
             "smem_bytes": self.smem_bytes,
@@ -208,11 +235,16 @@ class Sm90Config:
         }
 
     def template_values(self) -> Mapping[str, object]:
-        """Return the token tile's MMA width for the asm loop, and the TMA boxes for readers of meta.json.
+        """Return the MMA widths for the asm loop, and the TMA boxes for readers of meta.json.
 
-        A box is given outermost first: L2 reads activations by block_n rows of 128 bytes, the swizzle's span.
+        A box is given outermost first: L2 reads activations by box_rows rows of 128 bytes, the swizzle's span.
         """
-        return {"wgmma_n": (self.block_n,), "tma_boxes": (("acts_map", self.block_n, 128 // self.shapes.act_bytes),)}
+        return {"wgmma_n": self.mma_widths, "tma_boxes": (("acts_map", self.box_rows, 128 // self.shapes.act_bytes),)}
+
+    @property
+    def box_rows(self) -> int:
+        """Rows of a TMA box of activations: tiles that are not full load fewer boxes."""
+        return min(self.block_n, ONE_PASS_TILES[-1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -259,6 +291,10 @@ def reject(config: Sm90Config) -> str | None:
         return f"recipe {config.recipe.name} on {config.arch} has no wgmma kernel: these are for sm_90a"
     if config.problem.num_ranks != 1:
         return f"num_ranks={config.problem.num_ranks}: the Hopper kernel dispatches within one rank"
+    if config.num_passes > 1 and not config.problem.activation.gated:
+        return (
+            f"block_n={config.block_n} takes two passes, and without a gate a tile's values belong to two scale factors"
+        )
     if config.num_stages < 2:
         return f"num_stages={config.num_stages}: loaders and consumers need two stages to overlap"
     if config.smem_bytes > config.arch.max_smem_bytes:
@@ -267,6 +303,11 @@ def reject(config: Sm90Config) -> str | None:
             f"{config.arch} has {config.arch.max_smem_bytes} B"
         )
     return None
+
+
+def token_tiles(problem: Problem, recipe: Recipe) -> tuple[int, ...]:
+    """Return the token tiles that kernels of a problem can have, narrowest first."""
+    return (*ONE_PASS_TILES, *(TWO_PASS_TILES[recipe.l1_acts.element] if problem.activation.gated else ()))
 
 
 def config_for_tile(problem: Problem, recipe: Recipe, arch: Arch, block_n: int) -> Sm90Config:

@@ -23,6 +23,7 @@ _MAX_RANK = 5
 _MAX_DIM = 1 << 32
 _MAX_STRIDE = 1 << 40
 _MAX_BOX = 256
+_MAX_BOX_BYTES = 227 * 1024  # shared memory of a block; the driver refuses a 1 MiB box on an H200
 _MAX_ELEMENT_STRIDE = 8
 _PADDED_BOX = 128  # elements of one padded row: 128 bytes of shared memory
 
@@ -406,6 +407,11 @@ def _reject_box(spec: TensorMapSpec) -> str | None:
                 f"element_strides[{axis}]={step}, and steps are 1 to {_MAX_ELEMENT_STRIDE}. Use a larger byte stride "
                 "instead."
             )
+    if spec.box_smem_bytes > _MAX_BOX_BYTES:
+        return (
+            f"box={spec.box} takes {spec.box_smem_bytes} bytes, and a block has at most {_MAX_BOX_BYTES} bytes of shared "
+            "memory. Use a smaller box and several copies."
+        )
     if spec.element.is_padded and spec.box[0] != _PADDED_BOX:
         return (
             f"box[0]={spec.box[0]}, and {spec.element.value} copies exactly {_PADDED_BOX} elements of the innermost "

@@ -14,18 +14,22 @@ namespace mega_moe {
 constexpr uint32_t kStepsPerUnit = config::kIsFp8 ? 2 : 4;
 constexpr uint32_t kUnitRegisters = kStepsPerUnit * 4;
 constexpr uint32_t kUnitCodeBytes = 128 * 16, kUnitScaleBytes = 128 * 2, kUnitsPerStage = config::kBlockK / 64;
-constexpr uint32_t kStageCodeBytes = config::kBlockM / 64 * kUnitsPerStage * kUnitCodeBytes;
-static_assert(kStageCodeBytes + config::kBlockM / 64 * kUnitsPerStage * kUnitScaleBytes == config::kWeightStageBytes);
+static_assert(config::kStageCodeBytes == config::kPassM / 64 * kUnitsPerStage * kUnitCodeBytes);
+static_assert(config::kStageScaleBytes == config::kPassM / 64 * kUnitsPerStage * kUnitScaleBytes);
 
-// Row b of the table: E4M3 of {0, .5, 1, 1.5, 2, 3, 4, 6} x b / 8, b read as UE4M3. Made by the hardware's own conversion.
+// Row b of the table: E4M3 of {0, .5, 1, 1.5, 2, 3, 4, 6} x b / 8, b read as UE4M3, made by the hardware's own conversion. A row
+// has a copy for each lane of a half-warp, in banks of its own: one copy for all would cost three accesses for one.
+constexpr uint32_t kTableCopies = 16, kTableRowBytes = kTableCopies * 8;
+
 __device__ __forceinline__ void fill_decode_table(uint2* table) {
-    for (uint32_t b = threadIdx.x; b < config::kDecodeTableRows; b += config::kNumThreads) {
+    for (uint32_t i = threadIdx.x; i < config::kDecodeTableRows * kTableCopies; i += config::kNumThreads) {
+        const uint32_t b = i / kTableCopies;
         const uint32_t exponent = b >> 3, mantissa = b & 7;
         // Bits of the scale as FP32: normals rebias 7 -> 127, subnormals are mantissa x 2^-9.
         const float scale = exponent == 0 ? float(mantissa) * 0x1p-9f : __uint_as_float(((exponent + 120) << 23) | (mantissa << 20));
         const float s = scale * 0.125f;
-        table[b].x = uint32_t(ptx::cvt_e4m3x2(0.0f, 0.5f * s)) | uint32_t(ptx::cvt_e4m3x2(s, 1.5f * s)) << 16;
-        table[b].y = uint32_t(ptx::cvt_e4m3x2(2.0f * s, 3.0f * s)) | uint32_t(ptx::cvt_e4m3x2(4.0f * s, 6.0f * s)) << 16;
+        table[i].x = uint32_t(ptx::cvt_e4m3x2(0.0f, 0.5f * s)) | uint32_t(ptx::cvt_e4m3x2(s, 1.5f * s)) << 16;
+        table[i].y = uint32_t(ptx::cvt_e4m3x2(2.0f * s, 3.0f * s)) | uint32_t(ptx::cvt_e4m3x2(4.0f * s, 6.0f * s)) << 16;
     }
 }
 
@@ -52,14 +56,16 @@ __device__ __forceinline__ void decode_bf16(uint32_t word, uint32_t scale, uint3
     p3 = ptx::mul_bf16x2((word & 0x81808180) | ((word >> 8) & 0x00400040), scale);
 }
 
-// Decodes this thread's 32 weights of unit `unit` of 64-row tile `m64` in the stage at `weights`; a[4 * step + register].
+// Decodes this thread's 32 weights of unit `unit` of 64-row tile `m64` of the pass, in the stage at `weights`;
+// a[4 * step + register].
 __device__ __forceinline__ void decode_unit(uint32_t weights, uint32_t table, uint32_t m64, uint32_t unit, uint32_t thread, uint32_t (&a)[kUnitRegisters]) {
     const uint32_t index = (m64 * kUnitsPerStage + unit) * 128 + thread;
     const uint4 words = ptx::ld_shared_v4(weights + index * 16);
-    const uint32_t scales = ptx::ld_shared_u16(weights + kStageCodeBytes + index * 2);
+    const uint32_t scales = ptx::ld_shared_u16(weights + config::kStageCodeBytes + index * 2);
     // Registers 0 and 2 of a step are row g, registers 1 and 3 row g + 8.
     if constexpr (config::kIsFp8) {
-        const uint2 low = ptx::ld_shared_v2(table + (scales & 0xFF) * 8), high = ptx::ld_shared_v2(table + (scales >> 8) * 8);
+        const uint32_t copy = table + thread % kTableCopies * 8;
+        const uint2 low = ptx::ld_shared_v2(copy + (scales & 0xFF) * kTableRowBytes), high = ptx::ld_shared_v2(copy + (scales >> 8) * kTableRowBytes);
         decode_e4m3(words.x, low, a[0], a[2]);
         decode_e4m3(words.z, high, a[1], a[3]);
         decode_e4m3(words.y, low, a[4], a[6]);

@@ -15,8 +15,13 @@ struct Tile {
     uint32_t token_tile;  // over all experts: the index of its counter
     uint32_t row;         // first row in the pool of routed tokens
     uint32_t num_rows;    // valid ones of kBlockN
+    uint32_t width;       // columns that are multiplied: num_rows rounded up to an MMA width
     bool is_l2;
 };
+
+// Widths are multiples of 64 where the tile is wider; the MMA role has an instance for each.
+constexpr uint32_t kWidthStep = config::kBlockN < 64 ? config::kBlockN : 64;
+static_assert(config::kBlockN % kWidthStep == 0);
 
 struct Scheduler {
     const Schedule& schedule;
@@ -43,6 +48,7 @@ struct Scheduler {
             tile.token_tile = first + n;
             tile.row = schedule.row_begin[expert] + n * config::kBlockN;
             tile.num_rows = min(config::kBlockN, schedule.row_begin[expert + 1] - tile.row);
+            tile.width = (tile.num_rows + kWidthStep - 1) / kWidthStep * kWidthStep;
             tile.is_l2 = is_l2;
             visit(tile);
         }

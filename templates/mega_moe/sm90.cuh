@@ -44,13 +44,15 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
         const uint32_t thread = threadIdx.x - config::kFirstConsumerThread;
         roles::Consumer consumer{ctx, thread / 128, thread % 128, pipeline::RingCursor{}};
         ctx.scheduler.for_each_tile([&](const Tile& tile) {
-            roles::Sums sums;
-            if (tile.is_l2) {
-                roles::multiply_tile<true>(consumer, sums);
-                roles::epilogue_l2(consumer, tile, sums);
-            } else {
-                roles::multiply_tile<false>(consumer, sums);
-                roles::epilogue_l1(consumer, tile, sums);
+            for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
+                roles::Sums sums;
+                if (tile.is_l2) {
+                    roles::multiply_pass<true>(consumer, tile, sums);
+                    roles::epilogue_l2(consumer, tile, pass, sums);
+                } else {
+                    roles::multiply_pass<false>(consumer, tile, sums);
+                    roles::epilogue_l1(consumer, tile, pass, sums);
+                }
             }
         });
         roles::combine(ctx, thread);

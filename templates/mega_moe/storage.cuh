@@ -17,8 +17,9 @@ struct SharedStorage {
     alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
     alignas(128) uint8_t weights[config::kNumStages][config::kWeightStageBytes];
     alignas(128) uint8_t acts[config::kActsTileBytes];       // one L1 tile's activations on their way out
+    alignas(16) float pass_values[config::kPassValues];      // an L1 tile's first pass, until the second is done
     alignas(16) float acts_sf[config::kNumStages][config::kBlockN];
-    alignas(16) uint2 decode_table[config::kDecodeTableRows];
+    alignas(128) uint2 decode_table[config::kDecodeTableRows * 16];
     alignas(16) float token_scale[config::kBlockN];          // by column of the tile: x's scale (L1), top-k weight (L2)
     uint32_t slot[config::kBlockN];                          // by column: token * top-k + slot
     uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude

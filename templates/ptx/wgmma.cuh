@@ -19,7 +19,7 @@ __device__ __forceinline__ void wgmma_wait_group() {
 __device__ __forceinline__ void tie(float& value) { asm volatile("" : "+f"(value)::"memory"); }
 __device__ __forceinline__ void tie(uint32_t& value) { asm volatile("" : "+r"(value)::"memory"); }
 
-// D[64, kN] += A[64, 32] @ B[kN, 32]^T in E4M3, or A[64, 16] @ B[kN, 16]^T in BF16.
+// D[64, kN] (+)= A[64, 32] @ B[kN, 32]^T in E4M3, or A[64, 16] @ B[kN, 16]^T in BF16; d holds kN / 2 registers, a four.
 template <uint32_t kN>
 struct Wgmma;
 
@@ -27,21 +27,23 @@ struct Wgmma;
 //% set regs = n // 2
 template <>
 struct Wgmma<${ n }> {
-    __device__ __forceinline__ static void e4m3(float (&d)[${ regs }], const uint32_t* a, uint64_t b_desc) {
+    template <bool kAccumulate>
+    __device__ __forceinline__ static void e4m3(float* d, const uint32_t* a, uint64_t b_desc) {
         asm volatile(
-            "{\n.reg .pred accumulate;\nsetp.eq.u32 accumulate, 0, 0;\n"
+            "{\n.reg .pred accumulate;\nsetp.ne.u32 accumulate, %${ regs + 5 }, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n${ n }k32.f32.e4m3.e4m3 { ${ regs | regs } }, "
             "{%${ regs }, %${ regs + 1 }, %${ regs + 2 }, %${ regs + 3 }}, %${ regs + 4 }, accumulate, 1, 1;\n}"
             : ${ regs | inouts }
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc));
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc), "n"(int(kAccumulate)));
     }
-    __device__ __forceinline__ static void bf16(float (&d)[${ regs }], const uint32_t* a, uint64_t b_desc) {
+    template <bool kAccumulate>
+    __device__ __forceinline__ static void bf16(float* d, const uint32_t* a, uint64_t b_desc) {
         asm volatile(
-            "{\n.reg .pred accumulate;\nsetp.eq.u32 accumulate, 0, 0;\n"
+            "{\n.reg .pred accumulate;\nsetp.ne.u32 accumulate, %${ regs + 5 }, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n${ n }k16.f32.bf16.bf16 { ${ regs | regs } }, "
             "{%${ regs }, %${ regs + 1 }, %${ regs + 2 }, %${ regs + 3 }}, %${ regs + 4 }, accumulate, 1, 1, 0;\n}"
             : ${ regs | inouts }
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc));
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc), "n"(int(kAccumulate)));
     }
 };
 //% endfor

@@ -75,4 +75,4 @@ def test_the_boxes_shown_are_those_of_the_tensor_maps(recipe: str) -> None:
     for kernel in kernels:
         acts = Workspace.allocate(kernel.shapes, torch.device("cpu")).acts()
         ((_, *box),) = kernel.template_values()["tma_boxes"]  # type: ignore[misc, attr-defined]
-        assert tuple(reversed(box)) == acts_tensor_map(acts, kernel.block_n).spec.box
+        assert tuple(reversed(box)) == acts_tensor_map(acts, kernel.box_rows).spec.box

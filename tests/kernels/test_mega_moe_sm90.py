@@ -13,7 +13,9 @@ from megamoe_jit.ops import plan as ops_plan
 from megamoe_jit.ops.moe import MegaMoE, fp8_nvfp4_mega_moe, get_symm_buffer_for_nvfp4_mega_moe, stage_tokens
 from megamoe_jit.ops.weights import transform_weights
 from megamoe_jit.recipes import choose
-from megamoe_jit.recipes.sm90 import WGMMA_N
+from megamoe_jit.recipes.problem import Problem
+from megamoe_jit.recipes.recipe import get_recipe
+from megamoe_jit.recipes.sm90 import token_tiles
 from megamoe_jit.reference.moe import expert_counts
 from tests.kernels.oracle import BOUNDS, check_output, tokens_and_routing
 from tests.marks import needs_sm90
@@ -136,18 +138,23 @@ def test_routing_extremes(recipe: str) -> None:
         assert bool((y == 0).all()), nowhere
 
 
-def test_token_tiles_agree() -> None:
+@pytest.mark.parametrize("recipe", NVFP4_RECIPES)
+def test_token_tiles_agree(recipe: str) -> None:
     """The token tile is a matter of speed: every one gives the same bits."""
     weights = MoeWeights.random(3, 512, 384, seed=9, device="cuda")
-    x, topk_idx, topk_weights = tokens_and_routing(90, 512, 3, 2)
-    outputs = []
-    for tile in WGMMA_N:
+    x, topk_idx, topk_weights = tokens_and_routing(330, 512, 3, 2)
+    outputs = {}
+    for tile in token_tiles(
+        Problem(hidden=512, intermediate=384, num_experts=3, num_topk=2, max_tokens_per_rank=1), get_recipe(recipe)
+    ):
         with pytest.MonkeyPatch.context() as patch:
             for module in (choose, ops_plan):
-                patch.setattr(module, "token_tile", lambda problem, num_tokens, tile=tile: tile)
-            outputs.append(MegaMoE(weights)(x, topk_idx, topk_weights))
-    for y in outputs[1:]:
-        assert torch.equal(y, outputs[0])
+                patch.setattr(module, "token_tile", lambda problem, recipe, num_tokens, tile=tile: tile)
+            moe = MegaMoE(weights, recipe=recipe)
+            outputs[tile] = moe(x, topk_idx, topk_weights)
+            check_output(moe, weights, x, topk_idx, topk_weights, outputs[tile])
+    for tile, y in outputs.items():
+        assert torch.equal(y, outputs[8]), tile
 
 
 def test_capture_in_a_graph() -> None:

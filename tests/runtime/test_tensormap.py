@@ -37,6 +37,11 @@ PADDED_U6: dict[str, Any] = {**GOOD, "element": TmaElement.PADDED_U6, "dims": (1
 
 BAD_SPECS = [
     (GOOD, {"dims": (), "byte_strides": (), "box": ()}, "dims=() has 0 dimensions, and TMA takes 1 to 5"),
+    (
+        GOOD,
+        {"dims": (16,) * 5, "byte_strides": (16, 256, 4096, 65536), "box": (16,) * 5},
+        "takes 1048576 bytes, and a block has at most 232448 bytes of shared memory",
+    ),
     (GOOD, {"dims": (16,) * 6, "byte_strides": (16,) * 5, "box": (16,) * 6}, "has 6 dimensions, and TMA takes 1 to 5"),
     (GOOD, {"interleave": Interleave.B16}, "has 2 dimensions, and interleave=16B needs at least 3"),
     (
@@ -158,7 +163,7 @@ GOOD_SPECS = [
     PADDED_U6,
     {**GOOD, "dims": (2**32, 2**32), "byte_strides": (2**40 - 16,)},
     {**GOOD, "dims": (65536,), "byte_strides": (), "box": (256,), "swizzle": Swizzle.NONE},
-    {**GOOD, "dims": (16,) * 5, "byte_strides": (16, 256, 4096, 65536), "box": (16,) * 5},
+    {**GOOD, "dims": (16,) * 5, "byte_strides": (16, 256, 4096, 65536), "box": (16, 16, 4, 4, 4)},
     {**GOOD, "box": (256, 256), "swizzle": Swizzle.NONE},
     {**GOOD, "element": TmaElement.PACKED_U4, "dims": (1022, 256), "box": (256, 64)},
     {**GOOD, "element": TmaElement.BF16, "box": (64, 64), "oob_fill": OobFill.NAN},

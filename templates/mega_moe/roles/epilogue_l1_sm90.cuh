@@ -33,9 +33,11 @@ __device__ __forceinline__ void load_columns(const mega_moe::Context& ctx, const
     sync_consumers();
 }
 
-// The block's values of this thread: value[m][2 * (column group) + column % 2].
+// A pass's values of a block that this thread has: value[m][2 * (column group) + column % 2].
+using Values = float[kM64][kSumRegisters / 2];
+
 template <uint32_t kBlock>
-__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, const Sums& sums, float (&value)[kM64][kSumRegisters / 2]) {
+__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums& sums, Values& value) {
     const mega_moe::Params& params = c.ctx.params;
     const uint32_t lane = c.thread % 32, warp = c.thread / 32;
     const float* alphas = params.l1_alphas + 2 * tile.expert;
@@ -43,7 +45,7 @@ __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) {
         // Intermediate index of this thread's row, inside the 128 of the block.
-        const uint32_t in_block = 32 * (c.warpgroup * kM64 + m) + 8 * warp + lane / 4;
+        const uint32_t in_block = 32 * c.m64(pass, m) + 8 * warp + lane / 4;
         float bias[2] = {0.0f, 0.0f};
         if (params.l1_bias != nullptr) {
             const float* row = params.l1_bias + uint64_t(tile.expert) * config::kL1Rows;
@@ -64,63 +66,91 @@ __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe
     }
 }
 
-// Largest magnitude of each column over the block's 128 values, in smem.amax (bits of a non-negative float order like integers).
-__device__ __forceinline__ void reduce_amax(const Consumer& c, const float (&value)[kM64][kSumRegisters / 2]) {
+// The first pass's values wait for the second's in shared memory, each thread's in a column of its own.
+__device__ __forceinline__ float& stashed(const Consumer& c, uint32_t m, uint32_t j) {
+    return c.ctx.smem.pass_values[(m * (kSumRegisters / 2) + j) * mega_moe::kNumConsumerThreads + c.warpgroup * 128 + c.thread];
+}
+
+constexpr bool kStashes = config::kIsFp8 && config::kNumPasses > 1;
+static_assert(config::kNumPasses == 1 || (config::kNumPasses == 2 && config::kL1BlocksPerTile == 1), "one stash, of one block");
+
+// Largest magnitude of each column over the block's 128 values, in smem.amax (bits of non-negative floats order like integers).
+__device__ __forceinline__ void reduce_amax(const Consumer& c, const Values& value) {
     const uint32_t lane = c.thread % 32;
 #pragma unroll
     for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
         float largest = 0.0f;
 #pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) largest = fmaxf(largest, fabsf(value[m][j]));
+        for (uint32_t m = 0; m < kM64; ++m) {
+            largest = fmaxf(largest, fabsf(value[m][j]));
+            if constexpr (kStashes) largest = fmaxf(largest, fabsf(stashed(c, m, j)));
+        }
 #pragma unroll
         for (uint32_t step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
         if (lane < 4) atomicMax(&c.ctx.smem.amax[j / 2 * 8 + lane * 2 + j % 2], __float_as_uint(largest));
     }
 }
 
-// Converts the block's values into the shared tile [column][128], K in token order; E4M3 also writes the columns' scale factors.
-__device__ __forceinline__ void quantize_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t block, const float (&value)[kM64][kSumRegisters / 2]) {
-    const mega_moe::Context& ctx = c.ctx;
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32, thread = c.warpgroup * 128 + c.thread;
-    const auto scale_of = [&](uint32_t column) { return fmaxf(__uint_as_float(ctx.smem.amax[column]), config::kMinAmax) / 448.0f; };
+__device__ __forceinline__ float block_scale(const Consumer& c, uint32_t column) {
+    return fmaxf(__uint_as_float(c.ctx.smem.amax[column]), config::kMinAmax) / 448.0f;
+}
+
+// Converts one value into the shared tile [column][128], K in token order.
+__device__ __forceinline__ void put_value(const Consumer& c, uint32_t pass, uint32_t m, uint32_t column, float value) {
+    const uint32_t lane = c.thread % 32, warp = c.thread / 32;
+    const uint32_t k = layout::TokenOrder<config::kIsFp8>::position(32 * c.m64(pass, m) + 8 * warp + lane / 4);
     if constexpr (config::kIsFp8) {
-        if (thread < tile.num_rows) ctx.params.acts_sf[uint64_t(block) * ctx.params.pool_rows + tile.row + thread] = scale_of(thread);
+        c.ctx.smem.acts[column * 128 + k] = uint8_t(ptx::cvt_e4m3x2(value, 0.0f));
+    } else {
+        reinterpret_cast<uint16_t*>(c.ctx.smem.acts)[column * 128 + k] = uint16_t(ptx::cvt_bf16x2(value, 0.0f));
     }
+}
+
+// Quantises a pass's values, and with the second pass the first's that waited.
+__device__ __forceinline__ void quantize_block(const Consumer& c, uint32_t pass, const Values& value) {
 #pragma unroll
     for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
-        const uint32_t column = j / 2 * 8 + lane % 4 * 2 + j % 2;
-        const float inverse = config::kIsFp8 ? 1.0f / scale_of(column) : 1.0f;
+        const uint32_t column = j / 2 * 8 + c.thread % 4 * 2 + j % 2;
+        const float inverse = config::kIsFp8 ? 1.0f / block_scale(c, column) : 1.0f;
 #pragma unroll
         for (uint32_t m = 0; m < kM64; ++m) {
-            const uint32_t k = layout::TokenOrder<config::kIsFp8>::position(32 * (c.warpgroup * kM64 + m) + 8 * warp + lane / 4);
-            if constexpr (config::kIsFp8) {
-                ctx.smem.acts[column * 128 + k] = uint8_t(ptx::cvt_e4m3x2(value[m][j] * inverse, 0.0f));
-            } else {
-                reinterpret_cast<uint16_t*>(ctx.smem.acts)[column * 128 + k] = uint16_t(ptx::cvt_bf16x2(value[m][j], 0.0f));
-            }
+            put_value(c, pass, m, column, value[m][j] * inverse);
+            if constexpr (kStashes) put_value(c, 0, m, column, stashed(c, m, j) * inverse);
         }
     }
 }
 
-// Copies the tile's valid columns to the pool, 16 bytes a thread.
+// Copies the tile's valid columns to the pool, 16 bytes a thread, and their scale factors.
 __device__ __forceinline__ void store_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t block) {
     constexpr uint32_t kBytes = 128 * config::kActBytes, kPieces = kBytes / 16;
+    const uint32_t thread = c.warpgroup * 128 + c.thread;
     const uint4* tile_acts = reinterpret_cast<const uint4*>(c.ctx.smem.acts);
-    for (uint32_t i = c.warpgroup * 128 + c.thread; i < tile.num_rows * kPieces; i += mega_moe::kNumConsumerThreads) {
+    for (uint32_t i = thread; i < tile.num_rows * kPieces; i += mega_moe::kNumConsumerThreads) {
         uint8_t* row = c.ctx.params.acts + uint64_t(tile.row + i / kPieces) * config::kActRowBytes + block * kBytes;
         reinterpret_cast<uint4*>(row)[i % kPieces] = tile_acts[i];
+    }
+    if constexpr (config::kIsFp8) {
+        if (thread < tile.num_rows) c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.row + thread] = block_scale(c, thread);
     }
 }
 
 template <uint32_t kBlock>
-__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, const Sums& sums) {
+__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums& sums) {
     using namespace mega_moe;
-    const uint32_t block = tile.m_tile * config::kL1BlocksPerTile + kBlock;
-    float value[kM64][kSumRegisters / 2];
-    activate_block<kBlock>(c, tile, sums, value);
+    Values value;
+    activate_block<kBlock>(c, tile, pass, sums, value);
+    if constexpr (kStashes) {
+        if (pass == 0) {
+#pragma unroll
+            for (uint32_t m = 0; m < kM64; ++m)
+#pragma unroll
+                for (uint32_t j = 0; j < kSumRegisters / 2; ++j) stashed(c, m, j) = value[m][j];
+            return;
+        }
+    }
     if constexpr (config::kIsFp8) {
         if constexpr (kBlock > 0) {
-            // Everybody has read the last block's maxima (store_block's barrier): start over.
+            // Everybody has read the last block's maxima (the barrier after its store): start over.
             const uint32_t column = c.warpgroup * 128 + c.thread;
             if (column < config::kBlockN) c.ctx.smem.amax[column] = 0;
             sync_consumers();
@@ -128,18 +158,21 @@ __device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::
         reduce_amax(c, value);
         sync_consumers();
     }
-    quantize_block(c, tile, block, value);
+    quantize_block(c, pass, value);
+    if (pass + 1 < config::kNumPasses) return;
     sync_consumers();
-    store_block(c, tile, block);
+    store_block(c, tile, tile.m_tile * config::kL1BlocksPerTile + kBlock);
     sync_consumers();
 }
 
-__device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, const Sums& sums) {
-    load_columns<false>(c.ctx, tile);
-    finish_block<0>(c, tile, sums);
-    if constexpr (config::kL1BlocksPerTile > 1) finish_block<1>(c, tile, sums);
-    // Publish: the stores above happen before the release through the last barrier; L2's loader fences the proxy on its side.
-    if (c.warpgroup == 0 && c.thread == 0) ptx::red_release_gpu_add(&c.ctx.params.l1_done[tile.token_tile], 1);
+__device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums& sums) {
+    if (pass == 0) load_columns<false>(c.ctx, tile);
+    finish_block<0>(c, tile, pass, sums);
+    if constexpr (config::kL1BlocksPerTile > 1) finish_block<1>(c, tile, pass, sums);
+    // Publish: the stores happen before the release through the last barrier; L2's loader fences the proxy on its side.
+    if (pass + 1 == config::kNumPasses && c.warpgroup == 0 && c.thread == 0) {
+        ptx::red_release_gpu_add(&c.ctx.params.l1_done[tile.token_tile], 1);
+    }
 }
 
 }  // namespace roles

@@ -12,58 +12,70 @@ namespace roles {
 
 // Gathers the tile's tokens: thread i copies 16-byte piece i % 8 of rows i / 8, i / 8 + 8, ...
 __device__ __forceinline__ void gather_tokens(const mega_moe::Context& ctx, const mega_moe::Tile& tile, uint32_t thread, pipeline::RingCursor& cursor) {
-    constexpr uint32_t kRowsPerPass = config::kNumActsLoaderThreads / 8, kPasses = config::kBlockN / kRowsPerPass;
-    static_assert(config::kBlockN % kRowsPerPass == 0);
+    constexpr uint32_t kRowsAtOnce = config::kNumActsLoaderThreads / 8, kParts = config::kTokenKBytes / 128;
     comm::wait_counter(ctx.watchdog, &ctx.params.list_ready[tile.expert], 1, comm::WaitFor::kRoutedList, tile.expert);
+    constexpr uint32_t kRowsPerThread = (config::kBlockN + kRowsAtOnce - 1) / kRowsAtOnce;
     const uint32_t piece = thread % 8, first_row = thread / 8;
-    const uint8_t* tokens = comm::part<const uint8_t>(ctx.params.peers, 0, ctx.params.sym.tokens) + piece * 16;
-    uint32_t token[kPasses];
+    // In registers before the copies: each copy orders memory, so that an index loaded between two would wait on its own.
+    // 32-bit offsets in units of 16 bytes: the 64-bit addresses would not fit the loader's registers.
+    static_assert(config::kTokenRowBytes % 16 == 0);
+    uint32_t offset[kRowsPerThread];
 #pragma unroll
-    for (uint32_t pass = 0; pass < kPasses; ++pass) {
-        const uint32_t row = first_row + pass * kRowsPerPass;
-        token[pass] = row < tile.num_rows ? ctx.params.routed[tile.row + row] / config::kNumTopk : ~0u;
+    for (uint32_t i = 0; i < kRowsPerThread; ++i) {
+        const uint32_t row = first_row + i * kRowsAtOnce;
+        offset[i] = row < tile.num_rows ? ctx.params.routed[tile.row + row] / config::kNumTopk * (config::kTokenRowBytes / 16) : ~0u;
     }
-    for (uint32_t k = 0; k < config::kL1KStages; ++k, cursor.advance()) {
-        const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
-        const uint32_t stage = ptx::smem_address(ctx.smem.tokens[cursor.stage]);
+    const uint8_t* tokens = comm::part<const uint8_t>(ctx.params.peers, 0, ctx.params.sym.tokens) + piece * 16;
+    for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
+        for (uint32_t k = 0; k < config::kL1KStages; ++k, cursor.advance()) {
+            const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
+            const uint32_t stage = ptx::smem_address(ctx.smem.tokens[cursor.stage]);
+            const uint8_t* k_tokens = tokens + k * config::kTokenKBytes;
 #pragma unroll
-        for (uint32_t pass = 0; pass < kPasses; ++pass) {
-            const uint32_t row = first_row + pass * kRowsPerPass;
-            const bool is_valid = token[pass] != ~0u;
-            const uint8_t* source = tokens + uint64_t(is_valid ? token[pass] : 0) * config::kTokenRowBytes + k * config::kTokenKBytes;
+            for (uint32_t i = 0; i < kRowsPerThread; ++i) {
+                const uint32_t row = first_row + i * kRowsAtOnce;
+                if (row >= tile.width) break;
+                const bool is_valid = offset[i] != ~0u;
+                const uint8_t* source = k_tokens + uint64_t(is_valid ? offset[i] : 0) * 16;
 #pragma unroll
-            for (uint32_t part = 0; part < config::kTokenKBytes / 128; ++part) {
-                ptx::cp_async_16(stage + part * config::kBlockN * 128 + layout::swizzle_128b(row, piece), source + part * 128, is_valid);
+                for (uint32_t part = 0; part < kParts; ++part) {
+                    ptx::cp_async_16(stage + part * config::kBlockN * 128 + layout::swizzle_128b(row, piece), source + part * 128, is_valid);
+                }
             }
+            ptx::cp_async_mbarrier_arrive(full);
         }
-        ptx::cp_async_mbarrier_arrive(full);
     }
 }
 
 // Loads the token tile's rows of the pool. Rows past the expert's last are its neighbour's: their columns are never stored.
 __device__ __forceinline__ void load_pool(const mega_moe::Context& ctx, const mega_moe::Tile& tile, uint32_t thread, pipeline::RingCursor& cursor) {
+    constexpr uint32_t kParts = config::kTokenKBytes / 128;
     comm::wait_counter(ctx.watchdog, &ctx.params.l1_done[tile.token_tile], config::kL1MTiles, comm::WaitFor::kL1Tiles, tile.token_tile);
     // The L1 epilogue wrote with ordinary stores, TMA reads through the async proxy.
     ptx::fence_proxy_async_global();
-    for (uint32_t k = 0; k < config::kL2KStages; ++k, cursor.advance()) {
-        const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
-        if (thread == 0) {
-            ptx::mbarrier_expect_tx(full, config::kTokenStageBytes);
+    for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
+        for (uint32_t k = 0; k < config::kL2KStages; ++k, cursor.advance()) {
+            const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
+            if (thread == 0) {
+                ptx::mbarrier_expect_tx(full, tile.width * config::kTokenKBytes);
+                for (uint32_t row = 0; row < tile.width; row += mega_moe::kWidthStep) {
 #pragma unroll
-            for (uint32_t part = 0; part < config::kTokenKBytes / 128; ++part) {
-                ptx::cp_async_bulk_tensor_2d(ptx::smem_address(ctx.smem.tokens[cursor.stage]) + part * config::kBlockN * 128, ctx.acts_map,
-                                             (k * config::kTokenKBytes + part * 128) / config::kActBytes, tile.row, full);
+                    for (uint32_t part = 0; part < kParts; ++part) {
+                        ptx::cp_async_bulk_tensor_2d(ptx::smem_address(ctx.smem.tokens[cursor.stage]) + (part * config::kBlockN + row) * 128,
+                                                     ctx.acts_map, (k * config::kTokenKBytes + part * 128) / config::kActBytes, tile.row + row, full);
+                    }
+                }
             }
-        }
-        if constexpr (config::kIsFp8) {
-            for (uint32_t row = thread; row < config::kBlockN; row += config::kNumActsLoaderThreads) {
-                const bool is_valid = row < tile.num_rows;
-                ptx::cp_async_4(ptx::smem_address(&ctx.smem.acts_sf[cursor.stage][row]),
-                                ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.row + (is_valid ? row : 0), is_valid);
+            if constexpr (config::kIsFp8) {
+                for (uint32_t row = thread; row < tile.width; row += config::kNumActsLoaderThreads) {
+                    const bool is_valid = row < tile.num_rows;
+                    ptx::cp_async_4(ptx::smem_address(&ctx.smem.acts_sf[cursor.stage][row]),
+                                    ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.row + (is_valid ? row : 0), is_valid);
+                }
+                ptx::cp_async_mbarrier_arrive(full);
+            } else {
+                ptx::mbarrier_arrive(full);
             }
-            ptx::cp_async_mbarrier_arrive(full);
-        } else {
-            ptx::mbarrier_arrive(full);
         }
     }
 }

@@ -1,6 +1,7 @@
 // Role: load weights (one thread of warp 0)
 // Waits for:  a stage's empty barrier
-// Produces:   codes and block scale factors of one (weight tile, K stage), one bulk copy of a contiguous block, on the full barrier
+// Produces:   codes and block scale factors of one (weight tile, K stage), a contiguous block, by bulk copies on the full barrier;
+//             a tile in two passes brings half of each block at a time
 // Registers:  config::kLoaderRegisters
 #pragma once
 #include "mega_moe/context.cuh"
@@ -12,12 +13,23 @@ __device__ __forceinline__ void load_weights(const mega_moe::Context& ctx) {
     pipeline::RingCursor cursor;
     ctx.scheduler.for_each_tile([&](const mega_moe::Tile& tile) {
         const uint32_t num_stages = tile.is_l2 ? config::kL2KStages : config::kL1KStages, m_tiles = tile.is_l2 ? config::kL2MTiles : config::kL1MTiles;
-        const uint8_t* source = (tile.is_l2 ? ctx.params.l2_weights : ctx.params.l1_weights) +
-                                uint64_t(tile.expert * m_tiles + tile.m_tile) * num_stages * config::kWeightStageBytes;
-        for (uint32_t k = 0; k < num_stages; ++k, cursor.advance(), source += config::kWeightStageBytes) {
-            const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
-            ptx::mbarrier_arrive_expect_tx(full, config::kWeightStageBytes);
-            ptx::cp_async_bulk(ptx::smem_address(ctx.smem.weights[cursor.stage]), source, config::kWeightStageBytes, full, policy);
+        const uint8_t* blocks = (tile.is_l2 ? ctx.params.l2_weights : ctx.params.l1_weights) +
+                                uint64_t(tile.expert * m_tiles + tile.m_tile) * num_stages * config::kWeightBlockBytes;
+        for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
+            const uint8_t* source = blocks;
+            for (uint32_t k = 0; k < num_stages; ++k, cursor.advance(), source += config::kWeightBlockBytes) {
+                const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
+                const uint32_t stage = ptx::smem_address(ctx.smem.weights[cursor.stage]);
+                ptx::mbarrier_arrive_expect_tx(full, config::kWeightStageBytes);
+                if constexpr (config::kNumPasses == 1) {
+                    ptx::cp_async_bulk(stage, source, config::kWeightStageBytes, full, policy);
+                } else {
+                    // A pass takes its rows' run of the block's codes, and of the scale factors behind them.
+                    ptx::cp_async_bulk(stage, source + pass * config::kStageCodeBytes, config::kStageCodeBytes, full, policy);
+                    ptx::cp_async_bulk(stage + config::kStageCodeBytes, source + config::kNumPasses * config::kStageCodeBytes + pass * config::kStageScaleBytes,
+                                       config::kStageScaleBytes, full, policy);
+                }
+            }
         }
     });
 }
