@@ -17,7 +17,6 @@ from megamoe_jit.recipes.sm90 import (
     token_tiles,
 )
 
-
 TWO_PASS_MEAN = 256  # tokens an expert from which a tile of two passes is faster
 
 

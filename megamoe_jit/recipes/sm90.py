@@ -16,7 +16,7 @@ ACTIVATION_CODES = {"swiglu": 0, "gelu": 1, "relu2": 2}
 MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this maximum: no division by zero
 SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
 ONE_PASS_TILES = (8, 16, 32, 64)  # token tiles whose 256 weight rows fit the registers at once
-# Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded and each token that is loaded.
+# Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded.
 TWO_PASS_TILES = {Element.E4M3: (128,), Element.BF16: (128,)}
 _MMA_WIDTHS = (64, 128)  # narrower MMAs of a two-pass kernel, for tiles that are not full
 # The K stage is also what E4M3 sums are promoted after: from the tensor core's 13-bit adder to FP32. On an H200 (hidden
@@ -144,7 +144,7 @@ class Sm90Config:
 
     @property
     def _num_pass_values(self) -> int:
-        """FP32 values that wait for the second pass, since their scale factor covers both; one (unused) where none do."""
+        """FP32 values that wait for the second pass, which shares their scale factor; one (unused) where none do."""
         return self.pass_m // 2 * self.block_n if self.num_passes > 1 and self.shapes.is_fp8 else 1
 
     def shared_storage(self) -> StructLayout:

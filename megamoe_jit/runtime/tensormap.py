@@ -409,8 +409,8 @@ def _reject_box(spec: TensorMapSpec) -> str | None:
             )
     if spec.box_smem_bytes > _MAX_BOX_BYTES:
         return (
-            f"box={spec.box} takes {spec.box_smem_bytes} bytes, and a block has at most {_MAX_BOX_BYTES} bytes of shared "
-            "memory. Use a smaller box and several copies."
+            f"box={spec.box} takes {spec.box_smem_bytes} bytes, and a block has at most {_MAX_BOX_BYTES} bytes of "
+            "shared memory. Use a smaller box and several copies."
         )
     if spec.element.is_padded and spec.box[0] != _PADDED_BOX:
         return (
