@@ -5,7 +5,8 @@ A page says where a table goes, and this script fills it in:
     <!-- table: environment -->
     <!-- end -->
 
-Names are those of records (results/<name>.json) and of the tables that the package knows: `environment`, `recipes`.
+Names are those of records (results/<name>.json) and of the tables that the package knows: `environment`, `recipes`,
+`sm90_budgets`.
 `<!-- table: speed model=flash num_tokens=64 -->` prints only the rows of the record with these values.
 `python -m benchmarks.tables --check` changes nothing and fails when a page is out of date.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.record import Cell, Column, Result, load_all
 from megamoe_jit import env
+from megamoe_jit.arch import get_arch
 
 Table = Callable[[str, Mapping[str, str]], str]
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +78,40 @@ def recipes_table(results: Mapping[str, Result]) -> str:
     return markdown_table(("Recipe", *targets), rows)
 
 
+def sm90_budgets_table() -> str:
+    """Return shared memory and registers of each token tile of the fused sm_90a kernel, for one layer."""
+    from megamoe_jit.recipes import Problem, get_recipe
+    from megamoe_jit.recipes.sm90 import config_for_tile, token_tiles
+
+    problem = Problem(hidden=4096, intermediate=2048, num_experts=32, num_topk=6, max_tokens_per_rank=4096)
+    arch = get_arch("sm_90a")
+    headings = (
+        *("Recipe", "Token tile", "Passes x rows", "Stages", "A stage, B (tokens + weights)", "Shared memory, B"),
+        *("Unused, B", "Registers of sums", "Registers of fragments"),
+    )
+    rows = []
+    for recipe in (get_recipe("fp8_nvfp4"), get_recipe("bf16_nvfp4")):
+        for block_n in token_tiles(problem, recipe):
+            config = config_for_tile(problem, recipe, arch, block_n)
+            is_fp8, m64 = config.shapes.is_fp8, config.pass_m // 64 // 2  # 64-row tiles that a warpgroup multiplies
+            counts = (config.smem_bytes, arch.max_smem_bytes - config.smem_bytes, m64 * block_n // 2 * (1 + is_fp8))
+            rows.append(
+                (
+                    *(f"`{recipe.name}`", str(block_n), f"{config.num_passes} x {config.pass_m}"),
+                    *(str(config.num_stages), f"{config.token_stage_bytes} + {config.weight_stage_bytes}"),
+                    *map(str, (*counts, 2 * m64 * (8 if is_fp8 else 16))),
+                )
+            )
+    registers = {name: int(config.constants()[f"{name}_registers"]) for name in ("loader", "consumer")}
+    threads = config.num_threads - 128
+    note = (
+        f"A block may have {arch.max_smem_bytes} B of shared memory, and an SM has {arch.regs_per_sm} registers: "
+        f"{threads} consumer threads x {registers['consumer']} + 128 loader threads x {registers['loader']} = "
+        f"{threads * registers['consumer'] + 128 * registers['loader']}."
+    )
+    return markdown_table(headings, rows) + f"\n{note}\n"
+
+
 def select(result: Result, wanted: Mapping[str, str]) -> Result:
     """Return `result` with only the rows that have these values."""
     rows = tuple(row for row in result.rows if all(str(row[key]) == value for key, value in wanted.items()))
@@ -100,6 +136,8 @@ def make_tables(results: Mapping[str, Result]) -> Table:
             return env.markdown_table()
         if name == "recipes":
             return recipes_table(results)
+        if name == "sm90_budgets":
+            return sm90_budgets_table()
         if name in results:
             return result_table(select(results[name], wanted))
         return f"_Not measured yet: benchmarks/results/{name}.json is missing._\n"

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import megamoe_jit
-from megamoe_jit import errors
+from megamoe_jit import Problem, errors, get_arch, get_recipe
+from megamoe_jit.recipes.sm90 import config_for_tile
 from megamoe_jit.recipes.waits import WAITS
 from tests.marks import needs_sm90
 
@@ -138,3 +139,16 @@ def test_the_templates_page_names_each_role_and_no_file_that_is_gone() -> None:
     assert {name for name in named if not any(file == name or file.endswith("/" + name) for file in files)} == set()
     roles = {Path(file).name for file in files if "/roles/" in file}
     assert {role for role in roles if role not in text} == set()
+
+
+def test_the_templates_page_has_the_counts_of_the_configuration() -> None:
+    problem = Problem(hidden=512, intermediate=256, num_experts=8, num_topk=2, max_tokens_per_rank=64)
+    constants = config_for_tile(problem, get_recipe("fp8_nvfp4"), get_arch("sm_90a"), 8).constants()
+    loaders = int(constants["num_acts_loader_threads"])
+    text = (TEMPLATES / "README.md").read_text()
+    for row in (
+        f"| 1 .. {loaders // 32} | 32 .. {31 + loaders} | load activations |",
+        f"| `full[s]` | {constants['full_arrivals']} |",
+        f"| `empty[s]` | {constants['empty_arrivals']} |",
+    ):
+        assert row in text

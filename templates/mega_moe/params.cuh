@@ -1,4 +1,4 @@
-// What a launch is told. Python packs the same fields in the same order (ops/launch.py) and config::kParamBytes ties the two.
+// What a launch is told. Python packs the same fields in the same order (recipes/params.py) and config::kParamBytes ties the two.
 #pragma once
 #include "comm/peers.cuh"
 #include "comm/wait.cuh"

@@ -2,7 +2,7 @@
 //
 //   all warps      route                    schedule, lists of routed tokens
 //   warp 0         load_weights             FP4 codes and scale factors by bulk copies
-//   warps 1, 2     load_acts                tokens by index (L1), activations by TMA (L2)
+//   warps 1 .. 3   load_acts                tokens by index (L1), activations by TMA (L2)
 //   warps 4 .. 11  mma, epilogue_l1/l2      decode in registers, wgmma, activation, requantise; partials
 //                  combine, cleanup         weighted sum to y
 #include "mega_moe/context.cuh"

@@ -1,4 +1,4 @@
-// Role: load activations (warps 1 and 2)
+// Role: load activations (warps 1 to 3)
 // Waits for:  a stage's empty barrier; L1: the expert's list of routed tokens; L2: all L1 tiles of the token tile
 // Produces:   the stage's tokens in shared memory, 128 bytes of K a row, 128-byte swizzle, on the full barrier.
 //             L1: rows gathered by index from the ranks' symmetric buffers (cp.async); L2: a box of the pool (TMA) and its scale factors
@@ -10,7 +10,7 @@
 
 namespace roles {
 
-// Gathers the tile's tokens: thread i copies 16-byte piece i % 8 of rows i / 8, i / 8 + 8, ...
+// Gathers the tile's tokens: thread i copies 16-byte piece i % 8 of rows i / 8, i / 8 + kRowsAtOnce, ...
 __device__ __forceinline__ void gather_tokens(const mega_moe::Context& ctx, const mega_moe::Tile& tile, uint32_t thread, pipeline::RingCursor& cursor) {
     constexpr uint32_t kRowsAtOnce = config::kNumActsLoaderThreads / 8, kParts = config::kTokenKBytes / 128;
     comm::wait_counter(ctx.watchdog, &ctx.params.list_ready[tile.expert], 1, comm::WaitFor::kRoutedList, tile.expert);
