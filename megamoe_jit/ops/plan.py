@@ -26,7 +26,6 @@ from megamoe_jit.runtime.memory import HostErrorRecord, error_record
 from megamoe_jit.runtime.symmetric import SymmBuffer
 from megamoe_jit.runtime.tensormap import Swizzle, TensorMap, tensor_map_for
 
-_STAGING_BLOCKS_PER_SM = 4
 _CALL = struct.Struct("<9QIIIf")  # l1_weights .. routed_scaling_factor
 _SOURCE = struct.Struct("<5QII")  # x .. num_tokens
 
@@ -88,7 +87,7 @@ class StagingPlan:
             if isinstance(config, Sm90StagingConfig):
                 plan = LaunchPlan(
                     kernel=build(config),
-                    grid=(backend.info.num_sms * _STAGING_BLOCKS_PER_SM, 1, 1),
+                    grid=(backend.info.num_sms * config.blocks_per_sm, 1, 1),
                     block=(config.num_threads, 1, 1),
                     params=(struct_bytes("params", STAGING_PARAMS.pack(values)),),
                 )

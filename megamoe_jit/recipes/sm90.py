@@ -25,6 +25,7 @@ _MMA_WIDTHS = (64, 128)  # narrower MMAs of a two-pass kernel, for tiles that ar
 _BLOCK_M, _BLOCK_K = 256, 128
 _NUM_CONSUMER_WARPGROUPS, _NUM_ACTS_LOADER_THREADS = 2, 96
 _MAX_STAGES = 8
+_WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +78,8 @@ class Sm90Shapes:
             ("acts", self.pool_rows * self.intermediate_padded * self.act_bytes, 1024),
             ("acts_sf", self.intermediate_padded // SF_GRAN_K * self.pool_rows * 4, 1024),
             ("routed", self.pool_rows * 4, 1024),
+            ("routed_sf", self.pool_rows * 4, 1024),
+            ("routed_weights", self.pool_rows * 4, 1024),
             ("list_ready", e * 4, 1024),
             ("l1_done", max_token_tiles * 4, 16),
             ("l2_done", 4, 16),
@@ -158,7 +161,8 @@ class Sm90Config:
             ("pass_values", self._num_pass_values * 4, 16),
             ("acts_sf", s * n * 4, 16),
             ("decode_table", self._decode_table_rows * 16 * 8, 128),
-            ("token_scale", n * 4, 16),
+            ("factor", n * 4, 16),
+            ("inverse_scale", n * 4, 4),
             ("slot", n * 4, 4),
             ("amax", n * 4, 4),
             ("schedule", schedule_bytes, 4),
@@ -260,6 +264,12 @@ class Sm90StagingConfig:
     entry = "staging/staging.cuh"
     num_threads = 256
 
+    @property
+    def blocks_per_sm(self) -> int:
+        """Blocks of the grid for each SM, all resident: a thread's share of a token must fit its registers."""
+        hidden_k = Sm90Shapes(problem=self.problem, recipe=self.recipe).hidden_k
+        return 4 if hidden_k <= _WIDEST_OF_FOUR_BLOCKS else 1
+
     def constants(self) -> Mapping[str, bool | int | float | str]:
         """Return what `config.cuh` prints."""
         p = self.problem
@@ -272,6 +282,7 @@ class Sm90StagingConfig:
             "hidden": p.hidden,
             "hidden_k": sizes.hidden_k,
             "num_threads": self.num_threads,
+            "blocks_per_sm": self.blocks_per_sm,
             "is_fp8": sizes.is_fp8,
             "source_is_codes": self.source_is_codes,
             "act_bytes": sizes.act_bytes,

@@ -11,7 +11,7 @@
 
 namespace staging {
 
-// ops/launch.py packs the same fields.
+// recipes/params.py packs the same fields.
 struct Params {
     comm::SymOffsets sym;
     uint8_t* base;               // this rank's symmetric buffer
@@ -141,7 +141,7 @@ __device__ __forceinline__ void copy_token(const Params& params, uint32_t token)
 
 }  // namespace staging
 
-extern "C" __global__ void __launch_bounds__(config::kNumThreads, 4) stage_tokens(const __grid_constant__ staging::Params params) {
+extern "C" __global__ void __launch_bounds__(config::kNumThreads, config::kBlocksPerSm) stage_tokens(const __grid_constant__ staging::Params params) {
     ptx::griddepcontrol_launch_dependents();
     for (uint32_t token = blockIdx.x; token < params.num_tokens; token += gridDim.x) {
         staging::copy_routing(params, token);
