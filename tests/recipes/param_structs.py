@@ -27,6 +27,8 @@ class MegaMoeParams(ctypes.Structure):
         ("acts", c_uint64),
         ("acts_sf", c_uint64),
         ("routed", c_uint64),
+        ("routed_sf", c_uint64),
+        ("routed_weights", c_uint64),
         ("list_ready", c_uint64),
         ("l1_done", c_uint64),
         ("l2_done", c_uint64),
