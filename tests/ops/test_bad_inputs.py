@@ -6,12 +6,14 @@ No input may end in an error of torch, CUDA or Python, in a hang, or in a result
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from megamoe_jit import ArgumentError, MegaMoeError
+from megamoe_jit import ArgumentError, MegaMoeError, get_arch, get_recipe
+from megamoe_jit.ops import checks
 from megamoe_jit.runtime.symmetric import SymmBuffer
 from tests.ops.bad_buffers import BUFFER, FILL, STAGE
 from tests.ops.bad_calls import CALL, LAYER
@@ -61,16 +63,21 @@ def test_no_gpu_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_device_without_an_index_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from megamoe_jit.ops.checks import check_device
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    assert [str(check_device(device)) for device in (None, "cuda", "cuda:1", "cpu")] == [
+    assert [str(checks.check_device(device)) for device in (None, "cuda", "cuda:1", "cpu")] == [
         "cuda:3",
         "cuda:3",
         "cuda:1",
         "cpu",
     ]
+
+
+def test_a_gpu_decides_the_arch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "device_info", lambda device: SimpleNamespace(arch=get_arch("sm_103f")))
+    assert checks.default_arch(torch.device("cuda", 0), get_recipe("fp8_nvfp4")).name == "sm_103f"
+    assert checks.default_arch(torch.device("cpu"), get_recipe("mxfp4_mxfp4")).name == "sm_100a"
+    assert checks.default_arch(torch.device("cpu")).name == "sm_90a"
 
 
 def test_no_memory_is_told_in_words_and_keeps_its_class() -> None:

@@ -162,6 +162,37 @@ def test_staged_tokens_are_not_staged_again(gpu: RecordingGpu) -> None:
     assert kinds == [Sm90StagingConfig, Sm90Config] * 3
 
 
+def test_the_arithmetic_of_a_call_chooses_its_kernels(gpu: RecordingGpu) -> None:
+    x, (topk_idx, topk_weights) = tokens(), routing()
+    clamped = ActivationSpec(kind="gelu", clamp=2.0)
+    for arguments, activation, fast_math in (
+        ({}, ActivationSpec(), True),
+        ({"activation": clamped, "fast_math": False}, clamped, False),
+        ({"activation": "gelu", "activation_clamp": 2.0}, clamped, True),
+    ):
+        layer(**arguments)(x, topk_idx, topk_weights)
+        of_layer = gpu.mega()[0].problem
+        call(**arguments)
+        of_call = gpu.mega()[0].problem
+        for problem in (of_layer, of_call):
+            assert (problem.activation, problem.fast_math) == (activation, fast_math)
+    call(activation_alpha=1.5, activation_up_bias=0.25, fast_math=1)
+    problem = gpu.mega()[0].problem
+    assert problem.activation == ActivationSpec(alpha=1.5, up_bias=0.25)
+    assert problem.fast_math is True
+
+
+def test_a_layer_passes_statistics_and_factor_on(gpu: RecordingGpu) -> None:
+    stats = torch.zeros(EXPERTS, dtype=torch.int32)
+    layer(routed_scaling_factor=0.5)(tokens(), *routing(), recv_stats=stats)
+    params = gpu.mega()[2]
+    assert (params.recv_stats, params.routed_scaling_factor) == (stats.data_ptr(), 0.5)
+    with pytest.raises(ArgumentError, match=r"stats is torch\.int64 \[4\] on cpu"):
+        layer()(tokens(), *routing(), recv_stats=stats.long())
+    with pytest.raises(ArgumentError, match=r"y is torch\.float32"):
+        layer()(tokens(), *routing(), out=tokens().float())
+
+
 def test_no_tokens_launch_nothing(gpu: RecordingGpu) -> None:
     moe = layer(num_topk=TOPK, max_tokens_per_rank=CAPACITY)
     moe.prepare()
@@ -262,6 +293,10 @@ def test_the_tensor_map_covers_the_pool(gpu: RecordingGpu, recipe: str) -> None:
     (workspace,) = workspaces(made)
     acts = workspace.acts()
     assert tuple(acts.shape) == (CAPACITY * TOPK, 128)
+    if recipe.startswith("fp8"):
+        scales = workspace.acts_sf()
+        assert (scales.dtype, tuple(scales.shape)) == (torch.float32, (1, CAPACITY * TOPK))
+        assert scales.data_ptr() == params.acts_sf
     rows = config.template_values()["tma_boxes"][0][1]  # type: ignore[index]
     described = acts_tensor_map(acts, rows)
     assert described.address == acts.data_ptr() == params.acts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from megamoe_jit import ActivationSpec, Problem, get_arch, get_recipe
 from megamoe_jit.jit.compile import Artifact, CompileOptions, compile_source
 from megamoe_jit.jit.render import render
@@ -59,6 +61,8 @@ def fused_kernels() -> dict[str, Sm90Config]:
 def staging_kernels() -> dict[str, Sm90StagingConfig]:
     """Return the staging kernels by name."""
     problems = {"layer": LAYER, "narrow": NARROW, "many": MANY, "odd": ODD, "largest": LARGEST}
+    # On both sides of the width from which fewer blocks share an SM.
+    problems |= {f"hidden{hidden}": replace(LAYER, hidden=hidden) for hidden in (24576, 24704)}
     return {
         f"{recipe}-{name}{'-codes' if codes else ''}": Sm90StagingConfig(
             problem=problem, recipe=get_recipe(recipe), arch=SM90, source_is_codes=codes
