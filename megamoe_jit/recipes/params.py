@@ -42,7 +42,19 @@ MEGA_MOE_PARAMS = ParamBlock(
     has_peer_table=True,
     quads=(
         *(f"sym_{part}" for part in SYM_PARTS),
-        *("acts", "acts_sf", "routed", "list_ready", "l1_done", "l2_done", "exited", "error_record", "timeout_ns"),
+        *(
+            "acts",
+            "acts_sf",
+            "routed",
+            "routed_sf",
+            "routed_weights",
+            "list_ready",
+            "l1_done",
+            "l2_done",
+            "exited",
+            "error_record",
+            "timeout_ns",
+        ),
         # From here on each call has its own.
         *("l1_weights", "l2_weights", "l1_alphas", "l2_alphas", "l1_bias", "l2_bias", "recv_stats", "y", "y_stride"),
     ),

@@ -14,6 +14,8 @@ struct Params {
     uint8_t* acts;           // [pool rows][kIntermediatePadded], K in token order
     float* acts_sf;          // [kIntermediatePadded / 128][pool rows]
     uint32_t* routed;        // [pool rows]: token * top-k + slot, sorted by expert
+    float* routed_sf;        // [pool rows]: x's scale of each routed token (E4M3)
+    float* routed_weights;   // [pool rows]: its top-k weight
     uint32_t* list_ready;    // [experts]: the expert's part of `routed` is written
     uint32_t* l1_done;       // [token tiles]: finished L1 tiles
     uint32_t* l2_done;       // [1]: finished L2 tiles of all experts

@@ -17,6 +17,8 @@ from megamoe_jit.reference.moe import MoeIntermediates, moe_reference
 
 BOUNDS = {"fp8_nvfp4": 5e-3, "bf16_nvfp4": 3e-3, "fp8_mxfp4": 5e-3, "bf16_mxfp4": 3e-3}
 _SUM_ERROR = 2e-3  # of L1's sums and the activation, relative to a block's largest value
+# Of y from the kernel's own activations: roundings to BF16 that inexact sums (fp8: 13 fraction bits) turn the other way.
+_SECOND_HALF_BOUNDS = {True: 2e-3, False: 1e-3}
 _ENOUGH_ROWS = 100  # routed rows over which the share of neighbouring codes averages
 
 
@@ -56,7 +58,7 @@ def check_output(
         assert torch.equal(y.double(), reference.y)
         return
     own = second_half(_check_first_half(moe, inner, weights.intermediate), inner, weights, topk_weights, moe)
-    assert rel_l2(y, own) < 1e-3
+    assert rel_l2(y, own) < _SECOND_HALF_BOUNDS[moe.recipe.name.startswith("fp8")]
     if len(inner.token_idx) >= _ENOUGH_ROWS:
         assert rel_l2(y, reference.y) < BOUNDS[moe.recipe.name]
 
@@ -73,7 +75,7 @@ def _check_first_half(moe: MegaMoE, inner: MoeIntermediates, intermediate: int) 
         return pool.double()
     assert inner.l2_acts is not None
     sf = workspace.acts_sf()[: -(-intermediate // 128), :num_rows].T.contiguous()
-    assert torch.allclose(sf, inner.l2_acts.sf, rtol=1e-3, atol=0)
+    assert torch.allclose(sf, inner.l2_acts.sf, rtol=2 * _SUM_ERROR, atol=0)
     acts = QuantizedTensor(codes=pool, sf=sf, format=QuantFormat.FP8_BLOCK).dequantize(torch.float64)
     expected = inner.l2_acts.dequantize(torch.float64)
     # A step of E4M3 is at most an eighth of the value; near zero, values move by what L1's sums are off.

@@ -14,34 +14,45 @@
 
 namespace roles {
 
-// Loads the routing of the tile's columns: slot, and the factor of its column (x's scale in L1, the top-k weight in L2).
-template <bool kIsL2>
-__device__ __forceinline__ void load_columns(const mega_moe::Context& ctx, const mega_moe::Tile& tile) {
-    using namespace mega_moe;
-    SharedStorage& smem = ctx.smem;
-    const uint32_t column = threadIdx.x - config::kFirstConsumerThread;
-    if (column < config::kBlockN) {
-        const bool is_valid = column < tile.num_rows;
-        const uint32_t slot = is_valid ? ctx.params.routed[tile.row + column] : 0;
-        smem.slot[column] = slot;
-        smem.amax[column] = 0;
-        float factor = 0.0f;
-        if (is_valid && kIsL2) factor = comm::part<const float>(ctx.params.peers, 0, ctx.params.sym.topk_weights)[slot];
-        if (is_valid && !kIsL2) factor = config::kIsFp8 ? comm::part<const float>(ctx.params.peers, 0, ctx.params.sym.token_sf)[slot / config::kNumTopk] : 1.0f;
-        smem.token_scale[column] = factor;
+// What an epilogue needs from global memory, fetched before the MMAs that hide the way.
+struct TileInputs {
+    uint32_t slot;   // of the column that this thread looks after
+    float factor;    // of that column: x's scale (L1), the top-k weight (L2)
+    float alpha[2];  // L1: gate and up; L2: down
+};
+
+__device__ __forceinline__ TileInputs fetch_inputs(const Consumer& c, const mega_moe::Tile& tile) {
+    const mega_moe::Params& params = c.ctx.params;
+    const uint32_t column = c.warpgroup * 128 + c.thread;
+    TileInputs inputs = {0, 0.0f, {0.0f, 0.0f}};
+    if (column < tile.num_rows) {
+        const uint32_t row = tile.row + column;
+        inputs.slot = params.routed[row];
+        inputs.factor = tile.is_l2 ? params.routed_weights[row] : config::kIsFp8 ? params.routed_sf[row] : 1.0f;
     }
-    sync_consumers();
+    const float* alphas = tile.is_l2 ? params.l2_alphas + tile.expert : params.l1_alphas + 2 * tile.expert;
+    inputs.alpha[0] = alphas[0];
+    inputs.alpha[1] = tile.is_l2 ? 0.0f : alphas[1];
+    return inputs;
+}
+
+// Spreads slots and factors to all consumers. The last tile's are no longer read: its epilogue ended with a barrier.
+__device__ __forceinline__ void share_columns(const Consumer& c, const TileInputs& inputs) {
+    const uint32_t column = c.warpgroup * 128 + c.thread;
+    if (column < config::kBlockN) {
+        c.ctx.smem.slot[column] = inputs.slot;
+        c.ctx.smem.factor[column] = inputs.factor;
+    }
+    mega_moe::sync_consumers();
 }
 
 // A pass's values of a block that this thread has: value[m][2 * (column group) + column % 2].
 using Values = float[kM64][kSumRegisters / 2];
 
 template <uint32_t kBlock>
-__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums& sums, Values& value) {
+__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const float (&alpha)[2], const Sums& sums, Values& value) {
     const mega_moe::Params& params = c.ctx.params;
     const uint32_t lane = c.thread % 32, warp = c.thread / 32;
-    const float* alphas = params.l1_alphas + 2 * tile.expert;
-    const float alpha[2] = {alphas[0], alphas[1]};
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) {
         // Intermediate index of this thread's row, inside the 128 of the block.
@@ -56,7 +67,7 @@ __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe
 #pragma unroll
         for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
             const uint32_t r = j / 2 * 4 + j % 2;  // half 0; half 1 is r + 2
-            const float scale = c.ctx.smem.token_scale[j / 2 * 8 + lane % 4 * 2 + j % 2];
+            const float scale = c.ctx.smem.factor[j / 2 * 8 + lane % 4 * 2 + j % 2];
             if constexpr (config::kIsGated) {
                 value[m][j] = mega_moe::activate(fmaf(sums[m][r], scale * alpha[0], bias[0]), fmaf(sums[m][r + 2], scale * alpha[1], bias[1]));
             } else {
@@ -91,8 +102,17 @@ __device__ __forceinline__ void reduce_amax(const Consumer& c, const Values& val
     }
 }
 
-__device__ __forceinline__ float block_scale(const Consumer& c, uint32_t column) {
-    return fmaxf(__uint_as_float(c.ctx.smem.amax[column]), config::kMinAmax) / 448.0f;
+// One thread a column: its scale factor to the pool, the reciprocal to all consumers, and the maximum starts over.
+__device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe::Tile& tile, uint32_t block) {
+    mega_moe::SharedStorage& smem = c.ctx.smem;
+    const uint32_t column = c.warpgroup * 128 + c.thread;
+    if (column < config::kBlockN) {
+        const float scale = fmaxf(__uint_as_float(smem.amax[column]), config::kMinAmax) / 448.0f;
+        smem.inverse_scale[column] = 1.0f / scale;
+        smem.amax[column] = 0;
+        if (column < tile.num_rows) c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.row + column] = scale;
+    }
+    mega_moe::sync_consumers();
 }
 
 // Converts one value into the shared tile [column][128], K in token order.
@@ -111,7 +131,7 @@ __device__ __forceinline__ void quantize_block(const Consumer& c, uint32_t pass,
 #pragma unroll
     for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
         const uint32_t column = j / 2 * 8 + c.thread % 4 * 2 + j % 2;
-        const float inverse = config::kIsFp8 ? 1.0f / block_scale(c, column) : 1.0f;
+        const float inverse = config::kIsFp8 ? c.ctx.smem.inverse_scale[column] : 1.0f;
 #pragma unroll
         for (uint32_t m = 0; m < kM64; ++m) {
             put_value(c, pass, m, column, value[m][j] * inverse);
@@ -120,7 +140,7 @@ __device__ __forceinline__ void quantize_block(const Consumer& c, uint32_t pass,
     }
 }
 
-// Copies the tile's valid columns to the pool, 16 bytes a thread, and their scale factors.
+// Copies the tile's valid columns to the pool, 16 bytes a thread.
 __device__ __forceinline__ void store_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t block) {
     constexpr uint32_t kBytes = 128 * config::kActBytes, kPieces = kBytes / 16;
     const uint32_t thread = c.warpgroup * 128 + c.thread;
@@ -129,16 +149,14 @@ __device__ __forceinline__ void store_block(const Consumer& c, const mega_moe::T
         uint8_t* row = c.ctx.params.acts + uint64_t(tile.row + i / kPieces) * config::kActRowBytes + block * kBytes;
         reinterpret_cast<uint4*>(row)[i % kPieces] = tile_acts[i];
     }
-    if constexpr (config::kIsFp8) {
-        if (thread < tile.num_rows) c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.row + thread] = block_scale(c, thread);
-    }
 }
 
 template <uint32_t kBlock>
-__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums& sums) {
+__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const float (&alpha)[2], const Sums& sums) {
     using namespace mega_moe;
+    const uint32_t block = tile.m_tile * config::kL1BlocksPerTile + kBlock;
     Values value;
-    activate_block<kBlock>(c, tile, pass, sums, value);
+    activate_block<kBlock>(c, tile, pass, alpha, sums, value);
     if constexpr (kStashes) {
         if (pass == 0) {
 #pragma unroll
@@ -149,26 +167,21 @@ __device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::
         }
     }
     if constexpr (config::kIsFp8) {
-        if constexpr (kBlock > 0) {
-            // Everybody has read the last block's maxima (the barrier after its store): start over.
-            const uint32_t column = c.warpgroup * 128 + c.thread;
-            if (column < config::kBlockN) c.ctx.smem.amax[column] = 0;
-            sync_consumers();
-        }
         reduce_amax(c, value);
         sync_consumers();
+        scale_columns(c, tile, block);
     }
     quantize_block(c, pass, value);
     if (pass + 1 < config::kNumPasses) return;
     sync_consumers();
-    store_block(c, tile, tile.m_tile * config::kL1BlocksPerTile + kBlock);
+    store_block(c, tile, block);
     sync_consumers();
 }
 
-__device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums& sums) {
-    if (pass == 0) load_columns<false>(c.ctx, tile);
-    finish_block<0>(c, tile, pass, sums);
-    if constexpr (config::kL1BlocksPerTile > 1) finish_block<1>(c, tile, pass, sums);
+__device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const TileInputs& inputs, const Sums& sums) {
+    if (pass == 0) share_columns(c, inputs);
+    finish_block<0>(c, tile, pass, inputs.alpha, sums);
+    if constexpr (config::kL1BlocksPerTile > 1) finish_block<1>(c, tile, pass, inputs.alpha, sums);
     // Publish: the stores happen before the release through the last barrier; L2's loader fences the proxy on its side.
     if (pass + 1 == config::kNumPasses && c.warpgroup == 0 && c.thread == 0) {
         ptx::red_release_gpu_add(&c.ctx.params.l1_done[tile.token_tile], 1);

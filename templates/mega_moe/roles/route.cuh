@@ -50,6 +50,13 @@ __device__ __forceinline__ void build_schedule(const mega_moe::Params& params, m
     __syncthreads();
 }
 
+// Writes what the roles need of one routed row, so that none has to follow an index for it.
+__device__ __forceinline__ void put_row(const mega_moe::Params& params, uint32_t row, uint32_t slot) {
+    params.routed[row] = slot;
+    params.routed_weights[row] = comm::part<const float>(params.peers, 0, params.sym.topk_weights)[slot];
+    if constexpr (config::kIsFp8) params.routed_sf[row] = comm::part<const float>(params.peers, 0, params.sym.token_sf)[slot / config::kNumTopk];
+}
+
 // Writes the slots that chose `expert`, in order, to params.routed. Each warp owns a run of slots: count, sum over warps, write.
 __device__ __forceinline__ void build_list(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t num_slots, uint32_t expert) {
     constexpr uint32_t kNumWarps = config::kNumThreads / 32;
@@ -67,12 +74,23 @@ __device__ __forceinline__ void build_list(const mega_moe::Params& params, mega_
     for (uint32_t first = begin; first < end; first += 32) {
         const bool is_mine = first + lane < end && local_expert(params, first + lane) == int32_t(expert);
         const uint32_t mask = __ballot_sync(~0u, is_mine);
-        if (is_mine) params.routed[row + __popc(mask & ((1u << lane) - 1))] = first + lane;
+        if (is_mine) put_row(params, row + __popc(mask & ((1u << lane) - 1)), first + lane);
         row += __popc(mask);
     }
     // The release below publishes the whole block's writes: they happen before it through the block's barrier.
     __syncthreads();
     if (threadIdx.x == 0) ptx::st_release_gpu(&params.list_ready[expert], 1);
+}
+
+// Consumers: acquires all experts' lists, whoever wrote them, before the first tile. Loaders wait for theirs tile by tile.
+__device__ __forceinline__ void wait_lists(const mega_moe::Context& ctx, uint32_t consumer_thread) {
+    const mega_moe::Schedule& schedule = ctx.scheduler.schedule;
+    for (uint32_t e = consumer_thread; e < config::kNumLocalExperts; e += mega_moe::kNumConsumerThreads) {
+        if (schedule.row_begin[e + 1] > schedule.row_begin[e]) {
+            comm::wait_counter(ctx.watchdog, &ctx.params.list_ready[e], 1, comm::WaitFor::kRoutedList, e);
+        }
+    }
+    mega_moe::sync_consumers();
 }
 
 __device__ __forceinline__ void route(const mega_moe::Params& params, mega_moe::Schedule& schedule) {
