@@ -19,6 +19,7 @@ from megamoe_jit import (
 )
 from megamoe_jit.ops.tokens import quantize_tokens
 from megamoe_jit.reference.moe import expert_counts, moe_reference
+from megamoe_jit.reference.rounding_points import rounding_points
 from tests.ops.layers import (
     CAPACITY,
     EXPERTS,
@@ -330,6 +331,20 @@ def test_a_call_without_staging_reads_the_views() -> None:
     assert torch.equal(run("fp8_nvfp4", staged).double(), oracle("fp8_nvfp4"))
     assert staged.num_staged is None
     assert tuple(run("fp8_nvfp4", staged, 2).shape) == (2, HIDDEN)
+
+
+@pytest.mark.parametrize("recipe", ["fp8_nvfp4", "fp8_mxfp4"])
+def test_tokens_quantised_with_other_scales_are_taken_as_they_are(recipe: str) -> None:
+    """Codes need not reach 448, as with static scales; rounding them to scales of their own would change them."""
+    scales = torch.full((6,), 0.037)
+    codes = (tokens() / scales[:, None]).clamp(-300, 300).to(torch.float8_e4m3fn)
+    filled = buffer(recipe=recipe)
+    filled.fill(codes, scales, *routing())
+    values = codes.double() * scales.double()[:, None]
+    rounding = rounding_points(recipe, l1_acts=None)
+    wanted = moe_reference(values, *routing(), weights(recipe), rounding=rounding).y
+    assert torch.equal(run(recipe, filled).double(), wanted)
+    assert not torch.equal(wanted, moe_reference(values, *routing(), weights(recipe), rounding=recipe).y)
 
 
 def test_no_gradient_is_recorded() -> None:

@@ -145,6 +145,19 @@ def test_views_are_staged_from_the_buffer_itself(gpu: RecordingGpu, recipe: str)
     assert filled.num_staged is None
 
 
+def test_what_is_filled_last_is_what_runs(gpu: RecordingGpu) -> None:
+    """Staged tokens that nobody used do not hide codes that the caller put into the views after them."""
+    made = stage()
+    fill(sym_buffer=made)
+    assert made.num_staged is None
+    call(sym_buffer=made)
+    assert [getattr(config, "source_is_codes", None) for config in gpu.configs] == [False, True, None]
+    fill(sym_buffer=made)
+    stage(sym_buffer=made)
+    call(sym_buffer=made)
+    assert [getattr(config, "source_is_codes", None) for config in gpu.configs[3:]] == [False, None]
+
+
 def test_the_view_of_int32_indices_is_read_as_such(gpu: RecordingGpu) -> None:
     filled = fill(sym_buffer=buffer(topk_idx_dtype=torch.int32))
     call(sym_buffer=filled)

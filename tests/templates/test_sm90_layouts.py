@@ -90,8 +90,12 @@ def test_shared_memory_is_where_python_plans_it(name: str) -> None:
     config = FUSED_FOR_LAYOUTS[name]
     planned = config.shared_storage()
     assert members("SharedStorage", "mega_moe/storage.cuh") == part_names(planned)
-    text = '#include "mega_moe/storage.cuh"\n' + offset_asserts("mega_moe::SharedStorage", planned.offsets())
-    compile_with(config, text)
+    sizes = "".join(
+        f"static_assert(sizeof(mega_moe::SharedStorage::{field.name}) == {field.num_bytes});\n"
+        for field in planned.fields
+    )
+    asserts = offset_asserts("mega_moe::SharedStorage", planned.offsets()) + sizes
+    compile_with(config, '#include "mega_moe/storage.cuh"\n' + asserts)
     last = part_names(planned)[-1]
     wrong = offset_asserts("mega_moe::SharedStorage", {last: planned.offsets()[last] + 8})
     with pytest.raises(CompileError, match=rf'static assertion failed with "{last}"|{last}'):
