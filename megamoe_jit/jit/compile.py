@@ -39,6 +39,7 @@ class CompileOptions:
             f"--std={self.std}",
             "--device-as-default-execution-space",
             "--ptxas-options=--verbose",
+            "--no-cache",  # what NVRTC takes from a cache of its own comes without the resources in the log
             f"--fmad={'true' if self.fmad else 'false'}",
         ]
         if self.lineinfo:

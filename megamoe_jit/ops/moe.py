@@ -272,6 +272,7 @@ class MegaMoE:
             check_weights(self.l1, self.l2, sym_buffer, self.activation)
         self.num_topk, self.max_tokens_per_rank = num_topk, max_tokens_per_rank
         self._plan: MoePlan | None = None
+        self._outgrown: list[SymmBuffer] = []
         self._buffer = sym_buffer
         self._owns_buffer = sym_buffer is None
         if sym_buffer is None and num_topk is not None and max_tokens_per_rank is not None:
@@ -349,7 +350,11 @@ class MegaMoE:
         if buffer is None or num_tokens > buffer.num_max_tokens_per_rank:
             capacity, topk = self.max_tokens_per_rank, self.num_topk
             if capacity is None:
-                capacity = max(_CAPACITY_STEP, -(-num_tokens // _CAPACITY_STEP) * _CAPACITY_STEP)
+                # At least twice the last: what is outgrown stays alive, since a captured graph may still write there.
+                least = 0 if buffer is None else 2 * buffer.num_max_tokens_per_rank
+                capacity = max(_CAPACITY_STEP, least, -(-num_tokens // _CAPACITY_STEP) * _CAPACITY_STEP)
+            if buffer is not None:
+                self._outgrown.append(buffer)
             self._buffer = buffer = self._make_buffer(num_topk if topk is None else topk, capacity)
         return buffer
 

@@ -26,6 +26,7 @@ from megamoe_jit.runtime.memory import HostErrorRecord, error_record
 from megamoe_jit.runtime.symmetric import SymmBuffer
 from megamoe_jit.runtime.tensormap import Swizzle, TensorMap, tensor_map_for
 
+_LONGEST_NS = 2**62  # a century and a half
 _CALL = struct.Struct("<9QIIIf")  # l1_weights .. routed_scaling_factor
 _SOURCE = struct.Struct("<5QII")  # x .. num_tokens
 
@@ -48,6 +49,8 @@ class Workspace:
         layout = shapes.workspace()
         memory = torch.empty(layout.num_bytes, dtype=torch.uint8, device=device)
         memory[layout.offsets()["list_ready"] :].zero_()
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # the first call may come on another stream
         return cls(shapes=shapes, memory=memory)
 
     def addresses(self) -> dict[str, int]:
@@ -192,7 +195,7 @@ class MoePlan:
             **_sym_values(self.buffer),
             **self.workspace.addresses(),
             "error_record": self.error_record.device_pointer,
-            "timeout_ns": int(env.TIMEOUT_S.get() * 1e9),
+            "timeout_ns": min(int(env.TIMEOUT_S.get() * 1e9), _LONGEST_NS),
         }
         return backend.prepare(
             LaunchPlan(

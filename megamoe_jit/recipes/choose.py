@@ -77,7 +77,7 @@ def choose_config(problem: Problem, recipe: str | Recipe, arch: str | Arch, num_
     mean, block_n = problem.tokens_per_expert(num_tokens), token_tile(problem, recipe, num_tokens)
     others = tuple(
         f"block_n={n}: "
-        + ("the mean does not fit, weights would be read again" if n < block_n else "more empty columns")
+        + ("too narrow: experts would need more tiles, and read weights again" if n < block_n else "more empty columns")
         for n in token_tiles(problem, recipe)
         if n != block_n
     )

@@ -25,6 +25,7 @@ _MMA_WIDTHS = (64, 128)  # narrower MMAs of a two-pass kernel, for tiles that ar
 _BLOCK_M, _BLOCK_K = 256, 128
 _NUM_CONSUMER_WARPGROUPS, _NUM_ACTS_LOADER_THREADS = 2, 96
 _MAX_STAGES = 8
+_TABLE_COPIES = 16  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
 
 
@@ -160,7 +161,7 @@ class Sm90Config:
             ("acts", n * SF_GRAN_K * self.shapes.act_bytes, 128),
             ("pass_values", self._num_pass_values * 4, 16),
             ("acts_sf", s * n * 4, 16),
-            ("decode_table", self._decode_table_rows * 16 * 8, 128),
+            ("decode_table", self._decode_table_rows * _TABLE_COPIES * 8, 128),
             ("factor", n * 4, 16),
             ("inverse_scale", n * 4, 4),
             ("slot", n * 4, 4),
@@ -227,6 +228,8 @@ class Sm90Config:
             "pass_values": self._num_pass_values,
             "acts_tile_bytes": self.block_n * SF_GRAN_K * sizes.act_bytes,
             "decode_table_rows": self._decode_table_rows,
+            "table_copies": _TABLE_COPIES,
+            "box_rows": self.box_rows,
             "smem_bytes": self.smem_bytes,
             "param_bytes": MEGA_MOE_PARAMS.num_bytes(num_ranks=p.num_ranks),
             "activation": ACTIVATION_CODES[p.activation.kind],

@@ -21,9 +21,10 @@ struct ErrorRecord {
     uint32_t magic, wait_for, block, thread, index, expected, seen, rank;
 };
 constexpr uint32_t kErrorMagic = 0x4D6F4531;
+constexpr uint64_t kRecordTimeoutNs = 1000000000;
 
-// Arguments by value: a reference would put the caller's context on the stack.
-__device__ __noinline__ void give_up(ErrorRecord* record, uint32_t rank, WaitFor wait_for, uint32_t index, uint32_t expected, uint32_t seen) {
+// Arguments by value: a reference would put the caller's context on the stack. Without noreturn, callers would save registers.
+__device__ __noinline__ __attribute__((noreturn)) void give_up(ErrorRecord* record, uint32_t rank, WaitFor wait_for, uint32_t index, uint32_t expected, uint32_t seen) {
     if (record != nullptr && atomicCAS_system(&record->magic, 0u, 1u) == 0u) {
         volatile ErrorRecord* out = record;
         out->wait_for = uint32_t(wait_for), out->block = blockIdx.x, out->thread = threadIdx.x;
@@ -31,6 +32,11 @@ __device__ __noinline__ void give_up(ErrorRecord* record, uint32_t rank, WaitFor
         __threadfence_system();
         out->magic = kErrorMagic;
         __threadfence_system();
+    } else if (record != nullptr) {
+        // Another thread is writing: a trap now would stop it half way.
+        const uint64_t start = ptx::globaltimer_ns();
+        while (*static_cast<volatile uint32_t*>(&record->magic) != kErrorMagic && ptx::globaltimer_ns() - start < kRecordTimeoutNs) {
+        }
     }
     __trap();
 }

@@ -21,8 +21,8 @@ __device__ __forceinline__ float sigmoid(float x) {
 // One intermediate value of a gated activation.
 __device__ __forceinline__ float activate(float gate, float up) {
     if constexpr (config::kHasClamp) {
-        gate = fminf(gate, config::kClamp);
-        up = fminf(fmaxf(up, -config::kClamp), config::kClamp);
+        gate = ptx::min_nan(gate, config::kClamp);
+        up = ptx::min_nan(ptx::max_nan(up, -config::kClamp), config::kClamp);
     }
     if constexpr (kActivation == Activation::kSwiglu) {
         return gate * sigmoid(config::kAlpha * gate) * (up + config::kUpBias);
@@ -33,8 +33,8 @@ __device__ __forceinline__ float activate(float gate, float up) {
 
 // One intermediate value without a gate.
 __device__ __forceinline__ float activate(float value) {
-    if constexpr (config::kHasClamp) value = fminf(value, config::kClamp);
-    const float positive = fmaxf(value, 0.0f);
+    if constexpr (config::kHasClamp) value = ptx::min_nan(value, config::kClamp);
+    const float positive = ptx::max_nan(value, 0.0f);
     return positive * positive;
 }
 

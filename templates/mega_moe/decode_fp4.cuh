@@ -19,11 +19,11 @@ static_assert(config::kStageScaleBytes == config::kPassM / 64 * kUnitsPerStage *
 
 // Row b of the table: E4M3 of {0, .5, 1, 1.5, 2, 3, 4, 6} x b / 8, b read as UE4M3, made by the hardware's own conversion. A row
 // has a copy for each lane of a half-warp, in banks of its own: one copy for all would cost three accesses for one.
-constexpr uint32_t kTableCopies = 16, kTableRowBytes = kTableCopies * 8;
+constexpr uint32_t kTableRowBytes = config::kTableCopies * 8;
 
 __device__ __forceinline__ void fill_decode_table(uint2* table) {
-    for (uint32_t i = threadIdx.x; i < config::kDecodeTableRows * kTableCopies; i += config::kNumThreads) {
-        const uint32_t b = i / kTableCopies;
+    for (uint32_t i = threadIdx.x; i < config::kDecodeTableRows * config::kTableCopies; i += config::kNumThreads) {
+        const uint32_t b = i / config::kTableCopies;
         const uint32_t exponent = b >> 3, mantissa = b & 7;
         // Bits of the scale as FP32: normals rebias 7 -> 127, subnormals are mantissa x 2^-9.
         const float scale = exponent == 0 ? float(mantissa) * 0x1p-9f : __uint_as_float(((exponent + 120) << 23) | (mantissa << 20));
@@ -64,8 +64,9 @@ __device__ __forceinline__ void decode_unit(uint32_t weights, uint32_t table, ui
     const uint32_t scales = ptx::ld_shared_u16(weights + config::kStageCodeBytes + index * 2);
     // Registers 0 and 2 of a step are row g, registers 1 and 3 row g + 8.
     if constexpr (config::kIsFp8) {
-        const uint32_t copy = table + thread % kTableCopies * 8;
-        const uint2 low = ptx::ld_shared_v2(copy + (scales & 0xFF) * kTableRowBytes), high = ptx::ld_shared_v2(copy + (scales >> 8) * kTableRowBytes);
+        const uint32_t copy = table + thread % config::kTableCopies * 8;
+        // Seven bits: UE4M3 has no sign, and a byte that has one must not lead out of the table.
+        const uint2 low = ptx::ld_shared_v2(copy + (scales & 0x7F) * kTableRowBytes), high = ptx::ld_shared_v2(copy + (scales >> 8 & 0x7F) * kTableRowBytes);
         decode_e4m3(words.x, low, a[0], a[2]);
         decode_e4m3(words.z, high, a[1], a[3]);
         decode_e4m3(words.y, low, a[4], a[6]);

@@ -38,6 +38,6 @@ struct Params {
     uint32_t rank;
     float routed_scaling_factor;
 };
-static_assert(sizeof(Params) == config::kParamBytes, "ops/launch.py packs other fields");
+static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs other fields");
 
 }  // namespace mega_moe

@@ -22,6 +22,7 @@ struct Tile {
 // Widths are multiples of 64 where the tile is wider; the MMA role has an instance for each.
 constexpr uint32_t kWidthStep = config::kBlockN < 64 ? config::kBlockN : 64;
 static_assert(config::kBlockN % kWidthStep == 0);
+static_assert(kWidthStep == config::kBoxRows, "recipes/sm90.py plans other TMA boxes");
 
 struct Scheduler {
     const Schedule& schedule;

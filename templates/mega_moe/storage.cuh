@@ -19,7 +19,7 @@ struct SharedStorage {
     alignas(128) uint8_t acts[config::kActsTileBytes];       // one L1 tile's activations on their way out
     alignas(16) float pass_values[config::kPassValues];      // an L1 tile's first pass, until the second is done
     alignas(16) float acts_sf[config::kNumStages][config::kBlockN];
-    alignas(128) uint2 decode_table[config::kDecodeTableRows * 16];
+    alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];
     alignas(16) float factor[config::kBlockN];               // by column of the tile: x's scale (L1), top-k weight (L2)
     float inverse_scale[config::kBlockN];                    // by column: one over the block's scale factor
     uint32_t slot[config::kBlockN];                          // by column: token * top-k + slot

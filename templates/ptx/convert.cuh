@@ -42,6 +42,19 @@ __device__ __forceinline__ uint32_t bit_select(uint32_t mask, uint32_t a, uint32
     return d;
 }
 
+// Smaller and larger of two numbers; NaN if either is (fminf and fmaxf would hide it).
+__device__ __forceinline__ float min_nan(float a, float b) {
+    float d;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+
+__device__ __forceinline__ float max_nan(float a, float b) {
+    float d;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+
 // 2^x, subnormal results flushed; maximum relative error 2^-22 (PTX ISA, ex2.approx).
 __device__ __forceinline__ float ex2_approx(float x) {
     float d;

@@ -23,7 +23,7 @@ struct Params {
     uint32_t topk_idx_bytes;
     uint32_t num_tokens;
 };
-static_assert(sizeof(Params) == config::kParamBytes, "ops/launch.py packs other fields");
+static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs other fields");
 
 constexpr uint32_t kSourceBytes = config::kSourceIsCodes ? 1 : 2;
 constexpr uint32_t kPiece = 8;                                          // neighbouring elements a thread handles at once

@@ -38,7 +38,11 @@ __device__ __forceinline__ void combine_piece(const mega_moe::Params& params, ui
 
 __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t consumer_thread) {
     constexpr uint32_t kPieces = (config::kHidden + 255) / 256, kWarps = mega_moe::kNumConsumerThreads / 32;
-    comm::wait_counter(ctx.watchdog, ctx.params.l2_done, ctx.scheduler.num_token_tiles() * config::kL2MTiles, comm::WaitFor::kL2Tiles, 0);
+    // One thread polls; what it acquires reaches the others through the barrier.
+    if (consumer_thread == 0) {
+        comm::wait_counter(ctx.watchdog, ctx.params.l2_done, ctx.scheduler.num_token_tiles() * config::kL2MTiles, comm::WaitFor::kL2Tiles, 0);
+    }
+    mega_moe::sync_consumers();
     const uint32_t lane = consumer_thread % 32;
     for (uint32_t i = blockIdx.x * kWarps + consumer_thread / 32; i < ctx.params.num_tokens * kPieces; i += gridDim.x * kWarps) {
         combine_piece(ctx.params, i / kPieces, i % kPieces * 256 + lane * 8);

@@ -5,6 +5,7 @@
 // Registers:  config::kLoaderRegisters
 #pragma once
 #include "mega_moe/context.cuh"
+#include "ptx/fence.cuh"
 
 namespace roles {
 
@@ -19,6 +20,8 @@ __device__ __forceinline__ void load_weights(const mega_moe::Context& ctx) {
             const uint8_t* source = blocks;
             for (uint32_t k = 0; k < num_stages; ++k, cursor.advance(), source += config::kWeightBlockBytes) {
                 const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
+                // Consumers read the stage's last weights by ordinary loads; the copy writes through the async proxy.
+                ptx::fence_proxy_async_shared();
                 const uint32_t stage = ptx::smem_address(ctx.smem.weights[cursor.stage]);
                 ptx::mbarrier_arrive_expect_tx(full, config::kWeightStageBytes);
                 if constexpr (config::kNumPasses == 1) {
