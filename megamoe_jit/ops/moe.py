@@ -32,7 +32,7 @@ from megamoe_jit.ops.plan import MoePlan, moe_plan, staging_plan
 from megamoe_jit.ops.tokens import quantize_tokens, token_values
 from megamoe_jit.ops.weights import TransformedWeights, transform_weights, untransform_weights
 from megamoe_jit.recipes.choose import check_pair, check_target
-from megamoe_jit.recipes.problem import Problem
+from megamoe_jit.recipes.problem import MAX_TOKENS_PER_RANK, Problem
 from megamoe_jit.recipes.recipe import Recipe, default_recipe, get_recipe
 from megamoe_jit.runtime.backend import resolve_backend
 from megamoe_jit.runtime.reference import run_reference
@@ -353,6 +353,7 @@ class MegaMoE:
                 # At least twice the last: what is outgrown stays alive, since a captured graph may still write there.
                 least = 0 if buffer is None else 2 * buffer.num_max_tokens_per_rank
                 capacity = max(_CAPACITY_STEP, least, -(-num_tokens // _CAPACITY_STEP) * _CAPACITY_STEP)
+                capacity = max(num_tokens, min(capacity, MAX_TOKENS_PER_RANK))
             if buffer is not None:
                 self._outgrown.append(buffer)
             self._buffer = buffer = self._make_buffer(num_topk if topk is None else topk, capacity)

@@ -8,6 +8,9 @@ from megamoe_jit.errors import ArgumentError
 from megamoe_jit.formats.activation import ActivationSpec
 
 
+MAX_TOKENS_PER_RANK = 65536
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
     """Shapes and arithmetic of one MoE layer; the number of tokens of a call is not part of it.
@@ -34,7 +37,7 @@ class Problem:
             ("intermediate", 1, 65536),
             ("num_experts", 1, 384),
             ("num_topk", 1, 16),
-            ("max_tokens_per_rank", 1, 65536),
+            ("max_tokens_per_rank", 1, MAX_TOKENS_PER_RANK),
             ("num_ranks", 1, 72),
         ):
             value = getattr(self, name)
