@@ -85,7 +85,7 @@ def arch_for_capability(capability: tuple[int, int]) -> Arch:
     """
     fitting = [arch for arch in ARCHS.values() if arch.runs_on(capability)]
     if not fitting:
-        known = ", ".join(sorted({f"{a.capability[0]}.{a.capability[1]}" for a in ARCHS.values()}))
+        known = ", ".join(f"{major}.{minor}" for major, minor in sorted({a.capability for a in ARCHS.values()}))
         raise UnsupportedError(
             f"the device has compute capability {capability[0]}.{capability[1]}, and megamoe_jit has targets for "
             f'{known}. Use one of those devices, or backend="reference" on any.'
