@@ -17,25 +17,28 @@ from megamoe_jit.jit.inspect import instruction_histogram
 from megamoe_jit.jit.render import render
 from megamoe_jit.jit.source import KernelDescription
 from megamoe_jit.recipes import Problem, plan_kernels
+from megamoe_jit.recipes.sm90 import Sm90StagingConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def kernels(recipe: str, activation: ActivationSpec) -> dict[str, KernelDescription]:
-    """Return the kernels of a layer with padded widths by name: stage_fp8_nvfp4, mega_fp8_nvfp4_n8, ..."""
+    """Return a layer's kernels by name: staging, and the fused kernel with a tile of one pass and one of two."""
     problem = Problem(
-        hidden=2880, intermediate=2880, num_experts=32, num_topk=4, max_tokens_per_rank=256, activation=activation
+        hidden=2880, intermediate=2880, num_experts=32, num_topk=4, max_tokens_per_rank=4096, activation=activation
     )
     named: dict[str, KernelDescription] = {}
     for kernel in plan_kernels(problem, recipe, "sm_90a"):
-        constants = kernel.constants()
-        tile = f"_n{constants['block_n']}" if "block_n" in constants else ""
-        named.setdefault(f"{kernel.kernel_name}_{recipe}{tile}", kernel)
+        name = f"{kernel.kernel_name}_{recipe}"
+        if isinstance(kernel, Sm90StagingConfig):
+            named[name + ("_codes" if kernel.source_is_codes else "")] = kernel
+        elif kernel.block_n in (16, 128):
+            named[f"{name}_n{kernel.block_n}"] = kernel
     return named
 
 
 KERNELS = kernels("fp8_nvfp4", ActivationSpec()) | kernels("bf16_mxfp4", ActivationSpec.swigluoai())
-IN_FULL = ("stage_tokens_fp8_nvfp4", "mega_moe_sm90_fp8_nvfp4_n16")
+IN_FULL = ("stage_tokens_fp8_nvfp4", "mega_moe_sm90_fp8_nvfp4_n16", "mega_moe_sm90_bf16_mxfp4_n16")
 
 
 def compare(path: Path, text: str, update: bool) -> None:
@@ -70,3 +73,20 @@ def test_a_kernel_compiles_to_its_golden_instructions(name: str, update: bool, t
     histogram = instruction_histogram(build(KERNELS[name], cache=KernelCache(tmp_path)).ptx)
     lines = [f"{count:6} {opcode}\n" for opcode, count in sorted(histogram.items())]
     compare(folder / f"{name}.txt", "".join(lines), update)
+
+
+def test_every_golden_file_is_of_a_kernel(update: bool) -> None:
+    """A file that nothing is compared with would stand for a kernel that is gone."""
+    wanted = {f"{name}.cu" for name in IN_FULL} | {f"{name}.config.cuh" for name in KERNELS}
+    wanted |= {f"{name}.txt" for name in KERNELS}
+    stale = [path for path in GOLDEN.rglob("*") if path.is_file() and path.name not in wanted]
+    if update:
+        while stale:
+            stale.pop().unlink()
+    assert not stale, "left over, run: make golden"
+
+
+def test_two_passes_are_among_the_golden_kernels() -> None:
+    assert {"mega_moe_sm90_fp8_nvfp4_n128", "mega_moe_sm90_bf16_mxfp4_n128", "stage_tokens_fp8_nvfp4_codes"} <= set(
+        KERNELS
+    )

@@ -4,14 +4,14 @@
 //
 //   all warps      route                    schedule, lists of routed tokens
 //   warp 0         load_weights             FP4 codes and scale factors by bulk copies
-//   warps 1, 2     load_acts                tokens by index (L1), activations by TMA (L2)
+//   warps 1 .. 3   load_acts                tokens by index (L1), activations by TMA (L2)
 //   warps 4 .. 11  mma, epilogue_l1/l2      decode in registers, wgmma, activation, requantise; partials
 //                  combine, cleanup         weighted sum to y
 #line 1 "/mega_moe/context.cuh"
 // What every role of the kernel is given.
 //#pragma once
 #line 1 "/mega_moe/params.cuh"
-// What a launch is told. Python packs the same fields in the same order (ops/launch.py) and config::kParamBytes ties the two.
+// What a launch is told. Python packs the same fields in the same order (recipes/params.py) and config::kParamBytes ties the two.
 //#pragma once
 #line 1 "/comm/peers.cuh"
 // Symmetric buffers of all ranks: every rank keeps the same parts at the same offsets, so a base pointer a rank reaches them all.
@@ -53,20 +53,21 @@ constexpr uint32_t kBlockM = 256;
 constexpr uint32_t kBlockN = 16;
 constexpr uint32_t kBlockK = 128;
 constexpr uint32_t kNumStages = 8;
+constexpr uint32_t kNumPasses = 1;
+constexpr uint32_t kPassM = 256;
 constexpr uint32_t kL1MTiles = 23;
 constexpr uint32_t kL2MTiles = 12;
 constexpr uint32_t kL1KStages = 23;
 constexpr uint32_t kL2KStages = 23;
 constexpr uint32_t kL1BlocksPerTile = 1;
-constexpr uint32_t kPromoteStages = 1;
 constexpr uint32_t kNumThreads = 384;
 constexpr uint32_t kNumConsumerWarpgroups = 2;
 constexpr uint32_t kFirstConsumerThread = 128;
-constexpr uint32_t kNumActsLoaderThreads = 64;
-constexpr uint32_t kFullArrivals = 65;
+constexpr uint32_t kNumActsLoaderThreads = 96;
+constexpr uint32_t kFullArrivals = 97;
 constexpr uint32_t kEmptyArrivals = 8;
-constexpr uint32_t kLoaderRegisters = 56;
-constexpr uint32_t kConsumerRegisters = 224;
+constexpr uint32_t kLoaderRegisters = 72;
+constexpr uint32_t kConsumerRegisters = 208;
 constexpr bool kIsFp8 = true;
 constexpr bool kIsGated = true;
 constexpr uint32_t kActBytes = 1;
@@ -74,11 +75,17 @@ constexpr uint32_t kTokenKBytes = 128;
 constexpr uint32_t kTokenRowBytes = 2944;
 constexpr uint32_t kActRowBytes = 2944;
 constexpr uint32_t kTokenStageBytes = 2048;
+constexpr uint32_t kWeightBlockBytes = 18432;
 constexpr uint32_t kWeightStageBytes = 18432;
+constexpr uint32_t kStageCodeBytes = 16384;
+constexpr uint32_t kStageScaleBytes = 2048;
+constexpr uint32_t kPassValues = 1;
 constexpr uint32_t kActsTileBytes = 2048;
 constexpr uint32_t kDecodeTableRows = 128;
-constexpr uint32_t kSmemBytes = 168960;
-constexpr uint32_t kParamBytes = 208;
+constexpr uint32_t kTableCopies = 16;
+constexpr uint32_t kBoxRows = 16;
+constexpr uint32_t kSmemBytes = 184320;
+constexpr uint32_t kParamBytes = 224;
 constexpr uint32_t kActivation = 0;
 constexpr float kAlpha = 1.0f;
 constexpr float kUpBias = 0.0f;
@@ -249,9 +256,10 @@ struct ErrorRecord {
     uint32_t magic, wait_for, block, thread, index, expected, seen, rank;
 };
 constexpr uint32_t kErrorMagic = 0x4D6F4531;
+constexpr uint64_t kRecordTimeoutNs = 1000000000;
 
-// Arguments by value: a reference would put the caller's context on the stack.
-__device__ __noinline__ void give_up(ErrorRecord* record, uint32_t rank, WaitFor wait_for, uint32_t index, uint32_t expected, uint32_t seen) {
+// Arguments by value: a reference would put the caller's context on the stack. Without noreturn, callers would save registers.
+__device__ __noinline__ __attribute__((noreturn)) void give_up(ErrorRecord* record, uint32_t rank, WaitFor wait_for, uint32_t index, uint32_t expected, uint32_t seen) {
     if (record != nullptr && atomicCAS_system(&record->magic, 0u, 1u) == 0u) {
         volatile ErrorRecord* out = record;
         out->wait_for = uint32_t(wait_for), out->block = blockIdx.x, out->thread = threadIdx.x;
@@ -259,6 +267,11 @@ __device__ __noinline__ void give_up(ErrorRecord* record, uint32_t rank, WaitFor
         __threadfence_system();
         out->magic = kErrorMagic;
         __threadfence_system();
+    } else if (record != nullptr) {
+        // Another thread is writing: a trap now would stop it half way.
+        const uint64_t start = ptx::globaltimer_ns();
+        while (*static_cast<volatile uint32_t*>(&record->magic) != kErrorMagic && ptx::globaltimer_ns() - start < kRecordTimeoutNs) {
+        }
     }
     __trap();
 }
@@ -302,6 +315,18 @@ namespace mega_moe {
 struct Params {
     comm::PeerTable peers;
     comm::SymOffsets sym;
+    // Workspace of this rank; the counters are zero between calls.
+    uint8_t* acts;           // [pool rows][kIntermediatePadded], K in token order
+    float* acts_sf;          // [kIntermediatePadded / 128][pool rows]
+    uint32_t* routed;        // [pool rows]: token * top-k + slot, sorted by expert
+    float* routed_sf;        // [pool rows]: x's scale of each routed token (E4M3)
+    float* routed_weights;   // [pool rows]: its top-k weight
+    uint32_t* list_ready;    // [experts]: the expert's part of `routed` is written
+    uint32_t* l1_done;       // [token tiles]: finished L1 tiles
+    uint32_t* l2_done;       // [1]: finished L2 tiles of all experts
+    uint32_t* exited;        // [1]: blocks that need no counter any more
+    comm::ErrorRecord* error_record;
+    uint64_t timeout_ns;
     // Weights of this rank's experts, as the weight transform made them.
     const uint8_t* l1_weights;
     const uint8_t* l2_weights;
@@ -309,25 +334,16 @@ struct Params {
     const float* l2_alphas;  // [experts]
     const float* l1_bias;    // [experts][kL1Halves * kIntermediatePadded] or null
     const float* l2_bias;    // [experts][kHiddenPadded] or null
-    // Workspace of this rank; the counters are zero between calls.
-    uint8_t* acts;           // [pool rows][kIntermediatePadded], K in token order
-    float* acts_sf;          // [kIntermediatePadded / 128][pool rows]
-    uint32_t* routed;        // [pool rows]: token * top-k + slot, sorted by expert
-    uint32_t* list_ready;    // [experts]: the expert's part of `routed` is written
-    uint32_t* l1_done;       // [token tiles]: finished L1 tiles
-    uint32_t* l2_done;       // [1]: finished L2 tiles of all experts
-    uint32_t* exited;        // [1]: blocks that need no counter any more
+    // The call.
     int32_t* recv_stats;     // [experts], added to, or null
     uint16_t* y;             // [num_tokens][hidden] bf16, rows y_stride apart
-    comm::ErrorRecord* error_record;
-    uint64_t timeout_ns;
     uint64_t y_stride;
     uint32_t num_tokens;
     uint32_t pool_rows;
     uint32_t rank;
     float routed_scaling_factor;
 };
-static_assert(sizeof(Params) == config::kParamBytes, "ops/launch.py packs other fields");
+static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs other fields");
 
 }  // namespace mega_moe
 #line 4 "/mega_moe/context.cuh"
@@ -406,11 +422,13 @@ struct SharedStorage {
     alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
     alignas(128) uint8_t weights[config::kNumStages][config::kWeightStageBytes];
     alignas(128) uint8_t acts[config::kActsTileBytes];       // one L1 tile's activations on their way out
+    alignas(16) float pass_values[config::kPassValues];      // an L1 tile's first pass, until the second is done
     alignas(16) float acts_sf[config::kNumStages][config::kBlockN];
-    alignas(16) uint2 decode_table[config::kDecodeTableRows];
-    alignas(16) float token_scale[config::kBlockN];          // by column of the tile: x's scale (L1), top-k weight (L2)
+    alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];
+    alignas(16) float factor[config::kBlockN];               // by column of the tile: x's scale (L1), top-k weight (L2)
+    float inverse_scale[config::kBlockN];                    // by column: one over the block's scale factor
     uint32_t slot[config::kBlockN];                          // by column: token * top-k + slot
-    uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude
+    uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude, zero between blocks
     Schedule schedule;
     alignas(8) pipeline::RingBarriers ring;
 };
@@ -428,8 +446,14 @@ struct Tile {
     uint32_t token_tile;  // over all experts: the index of its counter
     uint32_t row;         // first row in the pool of routed tokens
     uint32_t num_rows;    // valid ones of kBlockN
+    uint32_t width;       // columns that are multiplied: num_rows rounded up to an MMA width
     bool is_l2;
 };
+
+// Widths are multiples of 64 where the tile is wider; the MMA role has an instance for each.
+constexpr uint32_t kWidthStep = config::kBlockN < 64 ? config::kBlockN : 64;
+static_assert(config::kBlockN % kWidthStep == 0);
+static_assert(kWidthStep == config::kBoxRows, "recipes/sm90.py plans other TMA boxes");
 
 struct Scheduler {
     const Schedule& schedule;
@@ -456,6 +480,7 @@ struct Scheduler {
             tile.token_tile = first + n;
             tile.row = schedule.row_begin[expert] + n * config::kBlockN;
             tile.num_rows = min(config::kBlockN, schedule.row_begin[expert + 1] - tile.row);
+            tile.width = (tile.num_rows + kWidthStep - 1) / kWidthStep * kWidthStep;
             tile.is_l2 = is_l2;
             visit(tile);
         }
@@ -640,6 +665,19 @@ __device__ __forceinline__ uint32_t bit_select(uint32_t mask, uint32_t a, uint32
     return d;
 }
 
+// Smaller and larger of two numbers; NaN if either is (fminf and fmaxf would hide it).
+__device__ __forceinline__ float min_nan(float a, float b) {
+    float d;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+
+__device__ __forceinline__ float max_nan(float a, float b) {
+    float d;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+
 // 2^x, subnormal results flushed; maximum relative error 2^-22 (PTX ISA, ex2.approx).
 __device__ __forceinline__ float ex2_approx(float x) {
     float d;
@@ -689,7 +727,11 @@ __device__ __forceinline__ void combine_piece(const mega_moe::Params& params, ui
 
 __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t consumer_thread) {
     constexpr uint32_t kPieces = (config::kHidden + 255) / 256, kWarps = mega_moe::kNumConsumerThreads / 32;
-    comm::wait_counter(ctx.watchdog, ctx.params.l2_done, ctx.scheduler.num_token_tiles() * config::kL2MTiles, comm::WaitFor::kL2Tiles, 0);
+    // One thread polls; what it acquires reaches the others through the barrier.
+    if (consumer_thread == 0) {
+        comm::wait_counter(ctx.watchdog, ctx.params.l2_done, ctx.scheduler.num_token_tiles() * config::kL2MTiles, comm::WaitFor::kL2Tiles, 0);
+    }
+    mega_moe::sync_consumers();
     const uint32_t lane = consumer_thread % 32;
     for (uint32_t i = blockIdx.x * kWarps + consumer_thread / 32; i < ctx.params.num_tokens * kPieces; i += gridDim.x * kWarps) {
         combine_piece(ctx.params, i / kPieces, i % kPieces * 256 + lane * 8);
@@ -766,8 +808,8 @@ __device__ __forceinline__ float sigmoid(float x) {
 // One intermediate value of a gated activation.
 __device__ __forceinline__ float activate(float gate, float up) {
     if constexpr (config::kHasClamp) {
-        gate = fminf(gate, config::kClamp);
-        up = fminf(fmaxf(up, -config::kClamp), config::kClamp);
+        gate = ptx::min_nan(gate, config::kClamp);
+        up = ptx::min_nan(ptx::max_nan(up, -config::kClamp), config::kClamp);
     }
     if constexpr (kActivation == Activation::kSwiglu) {
         return gate * sigmoid(config::kAlpha * gate) * (up + config::kUpBias);
@@ -778,8 +820,8 @@ __device__ __forceinline__ float activate(float gate, float up) {
 
 // One intermediate value without a gate.
 __device__ __forceinline__ float activate(float value) {
-    if constexpr (config::kHasClamp) value = fminf(value, config::kClamp);
-    const float positive = fmaxf(value, 0.0f);
+    if constexpr (config::kHasClamp) value = ptx::min_nan(value, config::kClamp);
+    const float positive = ptx::max_nan(value, 0.0f);
     return positive * positive;
 }
 
@@ -787,13 +829,15 @@ __device__ __forceinline__ float activate(float value) {
 #line 12 "/mega_moe/roles/epilogue_l1_sm90.cuh"
 //#include "mega_moe/context.cuh"
 #line 1 "/mega_moe/roles/mma_sm90.cuh"
-// Role: mma (two consumer warpgroups; each multiplies 128 of the tile's 256 weight rows by all its tokens)
+// Role: mma (two consumer warpgroups; each multiplies half of a pass's weight rows by all tokens of the tile)
 // Waits for:  a stage's full barrier
 // Produces:   the tile's sums in FP32 registers, for the epilogue of the same warps; releases stages on their empty barriers
-// Registers:  config::kConsumerRegisters: kM64 x kBlockN / 2 sums (E4M3: twice, see below), two fragments of decoded weights
+// Registers:  config::kConsumerRegisters: kM64 x kBlockN / 2 sums (E4M3: twice, see below), two units of decoded weights
 //
-// Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: a block of K is accumulated by the
-// tensor core, then added to FP32 sums. In L2 a block is one stage, whose scale factors (one a token) multiply it on the way.
+// Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: each stage is accumulated by the
+// tensor core, then added to FP32 sums. In L2 the stage's scale factors (one a token) multiply it on the way.
+//
+// A tile of up to 64 tokens is one pass over its 256 weight rows; wider ones take two passes of 128 rows, for want of registers.
 //#pragma once
 #line 1 "/layout/gmma.cuh"
 // Shared-memory operands of wgmma: the 128-byte swizzle and the matrix descriptor.
@@ -825,7 +869,7 @@ __device__ __forceinline__ uint64_t gmma_descriptor(uint32_t smem) {
 constexpr uint64_t kDescriptorStep = 32 >> 4;
 
 }  // namespace layout
-#line 10 "/mega_moe/roles/mma_sm90.cuh"
+#line 12 "/mega_moe/roles/mma_sm90.cuh"
 //#include "mega_moe/context.cuh"
 #line 1 "/mega_moe/decode_fp4.cuh"
 // FP4 weights to wgmma A fragments, in registers. Formats of the packed words: layouts/weights_sm90.py.
@@ -844,18 +888,22 @@ namespace mega_moe {
 constexpr uint32_t kStepsPerUnit = config::kIsFp8 ? 2 : 4;
 constexpr uint32_t kUnitRegisters = kStepsPerUnit * 4;
 constexpr uint32_t kUnitCodeBytes = 128 * 16, kUnitScaleBytes = 128 * 2, kUnitsPerStage = config::kBlockK / 64;
-constexpr uint32_t kStageCodeBytes = config::kBlockM / 64 * kUnitsPerStage * kUnitCodeBytes;
-static_assert(kStageCodeBytes + config::kBlockM / 64 * kUnitsPerStage * kUnitScaleBytes == config::kWeightStageBytes);
+static_assert(config::kStageCodeBytes == config::kPassM / 64 * kUnitsPerStage * kUnitCodeBytes);
+static_assert(config::kStageScaleBytes == config::kPassM / 64 * kUnitsPerStage * kUnitScaleBytes);
 
-// Row b of the table: E4M3 of {0, .5, 1, 1.5, 2, 3, 4, 6} x b / 8, b read as UE4M3. Made by the hardware's own conversion.
+// Row b of the table: E4M3 of {0, .5, 1, 1.5, 2, 3, 4, 6} x b / 8, b read as UE4M3, made by the hardware's own conversion. A row
+// has a copy for each lane of a half-warp, in banks of its own: one copy for all would cost three accesses for one.
+constexpr uint32_t kTableRowBytes = config::kTableCopies * 8;
+
 __device__ __forceinline__ void fill_decode_table(uint2* table) {
-    for (uint32_t b = threadIdx.x; b < config::kDecodeTableRows; b += config::kNumThreads) {
+    for (uint32_t i = threadIdx.x; i < config::kDecodeTableRows * config::kTableCopies; i += config::kNumThreads) {
+        const uint32_t b = i / config::kTableCopies;
         const uint32_t exponent = b >> 3, mantissa = b & 7;
         // Bits of the scale as FP32: normals rebias 7 -> 127, subnormals are mantissa x 2^-9.
         const float scale = exponent == 0 ? float(mantissa) * 0x1p-9f : __uint_as_float(((exponent + 120) << 23) | (mantissa << 20));
         const float s = scale * 0.125f;
-        table[b].x = uint32_t(ptx::cvt_e4m3x2(0.0f, 0.5f * s)) | uint32_t(ptx::cvt_e4m3x2(s, 1.5f * s)) << 16;
-        table[b].y = uint32_t(ptx::cvt_e4m3x2(2.0f * s, 3.0f * s)) | uint32_t(ptx::cvt_e4m3x2(4.0f * s, 6.0f * s)) << 16;
+        table[i].x = uint32_t(ptx::cvt_e4m3x2(0.0f, 0.5f * s)) | uint32_t(ptx::cvt_e4m3x2(s, 1.5f * s)) << 16;
+        table[i].y = uint32_t(ptx::cvt_e4m3x2(2.0f * s, 3.0f * s)) | uint32_t(ptx::cvt_e4m3x2(4.0f * s, 6.0f * s)) << 16;
     }
 }
 
@@ -882,14 +930,17 @@ __device__ __forceinline__ void decode_bf16(uint32_t word, uint32_t scale, uint3
     p3 = ptx::mul_bf16x2((word & 0x81808180) | ((word >> 8) & 0x00400040), scale);
 }
 
-// Decodes this thread's 32 weights of unit `unit` of 64-row tile `m64` in the stage at `weights`; a[4 * step + register].
+// Decodes this thread's 32 weights of unit `unit` of 64-row tile `m64` of the pass, in the stage at `weights`;
+// a[4 * step + register].
 __device__ __forceinline__ void decode_unit(uint32_t weights, uint32_t table, uint32_t m64, uint32_t unit, uint32_t thread, uint32_t (&a)[kUnitRegisters]) {
     const uint32_t index = (m64 * kUnitsPerStage + unit) * 128 + thread;
     const uint4 words = ptx::ld_shared_v4(weights + index * 16);
-    const uint32_t scales = ptx::ld_shared_u16(weights + kStageCodeBytes + index * 2);
+    const uint32_t scales = ptx::ld_shared_u16(weights + config::kStageCodeBytes + index * 2);
     // Registers 0 and 2 of a step are row g, registers 1 and 3 row g + 8.
     if constexpr (config::kIsFp8) {
-        const uint2 low = ptx::ld_shared_v2(table + (scales & 0xFF) * 8), high = ptx::ld_shared_v2(table + (scales >> 8) * 8);
+        const uint32_t copy = table + thread % config::kTableCopies * 8;
+        // Seven bits: UE4M3 has no sign, and a byte that has one must not lead out of the table.
+        const uint2 low = ptx::ld_shared_v2(copy + (scales & 0x7F) * kTableRowBytes), high = ptx::ld_shared_v2(copy + (scales >> 8 & 0x7F) * kTableRowBytes);
         decode_e4m3(words.x, low, a[0], a[2]);
         decode_e4m3(words.z, high, a[1], a[3]);
         decode_e4m3(words.y, low, a[4], a[6]);
@@ -904,7 +955,7 @@ __device__ __forceinline__ void decode_unit(uint32_t weights, uint32_t table, ui
 }
 
 }  // namespace mega_moe
-#line 12 "/mega_moe/roles/mma_sm90.cuh"
+#line 14 "/mega_moe/roles/mma_sm90.cuh"
 #line 1 "/ptx/fence.cuh"
 // Fences between proxies and grids. PTX ISA, "Parallel Synchronization and Communication Instructions: membar/fence" and
 // "griddepcontrol".
@@ -930,7 +981,7 @@ __device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcon
 __device__ __forceinline__ void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 }  // namespace ptx
-#line 13 "/mega_moe/roles/mma_sm90.cuh"
+#line 15 "/mega_moe/roles/mma_sm90.cuh"
 #line 1 "/ptx/wgmma.cuh"
 // Warpgroup MMA with the A operand in registers. PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions".
 //#pragma once
@@ -953,46 +1004,50 @@ __device__ __forceinline__ void wgmma_wait_group() {
 __device__ __forceinline__ void tie(float& value) { asm volatile("" : "+f"(value)::"memory"); }
 __device__ __forceinline__ void tie(uint32_t& value) { asm volatile("" : "+r"(value)::"memory"); }
 
-// D[64, kN] += A[64, 32] @ B[kN, 32]^T in E4M3, or A[64, 16] @ B[kN, 16]^T in BF16.
+// D[64, kN] (+)= A[64, 32] @ B[kN, 32]^T in E4M3, or A[64, 16] @ B[kN, 16]^T in BF16; d holds kN / 2 registers, a four.
 template <uint32_t kN>
 struct Wgmma;
 
 #line 28
 template <>
 struct Wgmma<16> {
-    __device__ __forceinline__ static void e4m3(float (&d)[8], const uint32_t* a, uint64_t b_desc) {
+    template <bool kAccumulate>
+    __device__ __forceinline__ static void e4m3(float* d, const uint32_t* a, uint64_t b_desc) {
         asm volatile(
-            "{\n.reg .pred accumulate;\nsetp.eq.u32 accumulate, 0, 0;\n"
+            "{\n.reg .pred accumulate;\nsetp.ne.u32 accumulate, %13, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3 { %0, %1, %2, %3, %4, %5, %6, %7 }, "
             "{%8, %9, %10, %11}, %12, accumulate, 1, 1;\n}"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc));
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc), "n"(int(kAccumulate)));
     }
-    __device__ __forceinline__ static void bf16(float (&d)[8], const uint32_t* a, uint64_t b_desc) {
+    template <bool kAccumulate>
+    __device__ __forceinline__ static void bf16(float* d, const uint32_t* a, uint64_t b_desc) {
         asm volatile(
-            "{\n.reg .pred accumulate;\nsetp.eq.u32 accumulate, 0, 0;\n"
+            "{\n.reg .pred accumulate;\nsetp.ne.u32 accumulate, %13, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 { %0, %1, %2, %3, %4, %5, %6, %7 }, "
             "{%8, %9, %10, %11}, %12, accumulate, 1, 1, 0;\n}"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc));
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc), "n"(int(kAccumulate)));
     }
 };
-#line 49
+#line 51
 }  // namespace ptx
-#line 14 "/mega_moe/roles/mma_sm90.cuh"
+#line 16 "/mega_moe/roles/mma_sm90.cuh"
 
 namespace roles {
 
-constexpr uint32_t kM64 = config::kBlockM / 64 / config::kNumConsumerWarpgroups;  // 64-row tiles a warpgroup
+constexpr uint32_t kM64 = config::kPassM / 64 / config::kNumConsumerWarpgroups;  // 64-row tiles a warpgroup
 constexpr uint32_t kSumRegisters = config::kBlockN / 2;
 using Sums = float[kM64][kSumRegisters];
-using Mma = ptx::Wgmma<config::kBlockN>;
 
 struct Consumer {
     const mega_moe::Context& ctx;
     uint32_t warpgroup;  // 0 or 1
     uint32_t thread;     // in the warpgroup
     pipeline::RingCursor cursor;
+
+    // Of this warpgroup's tile m in a pass: its number among the block's four.
+    __device__ __forceinline__ uint32_t m64(uint32_t pass, uint32_t m) const { return (pass * config::kNumConsumerWarpgroups + warpgroup) * kM64 + m; }
 
     __device__ __forceinline__ void release(uint32_t stage) const {
         __syncwarp();
@@ -1007,32 +1062,9 @@ __device__ __forceinline__ void zero(Sums& sums) {
         for (uint32_t r = 0; r < kSumRegisters; ++r) sums[m][r] = 0.0f;
 }
 
-// Decodes one unit and starts its MMAs; on return the unit before it has been read and summed.
-template <uint32_t kUnit>
-__device__ __forceinline__ void multiply_unit(const Consumer& c, Sums& sums, uint32_t (&fragments)[kM64][mega_moe::kUnitRegisters]) {
-    const mega_moe::SharedStorage& smem = c.ctx.smem;
-    const uint32_t weights = ptx::smem_address(smem.weights[c.cursor.stage]), table = ptx::smem_address(smem.decode_table);
-#pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m) mega_moe::decode_unit(weights, table, c.warpgroup * kM64 + m, kUnit, c.thread, fragments[m]);
-    // BF16 has one 128-byte sub-block a unit, E4M3 has both units in one.
-    constexpr uint32_t kUnitOffset = config::kIsFp8 ? kUnit * mega_moe::kStepsPerUnit * 32 : kUnit * config::kBlockN * 128;
-    const uint64_t tokens = layout::gmma_descriptor(ptx::smem_address(smem.tokens[c.cursor.stage]) + kUnitOffset);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (uint32_t step = 0; step < mega_moe::kStepsPerUnit; ++step) {
-#pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) {
-            if constexpr (config::kIsFp8) {
-                Mma::e4m3(sums[m], fragments[m] + 4 * step, tokens + step * layout::kDescriptorStep);
-            } else {
-                Mma::bf16(sums[m], fragments[m] + 4 * step, tokens + step * layout::kDescriptorStep);
-            }
-        }
-    }
-    ptx::wgmma_commit_group();
-    ptx::wgmma_wait_group<1>();
-}
+using Fragments = uint32_t[kM64][mega_moe::kUnitRegisters];
 
+// Keeps registers where they are until the MMAs that use them are done.
 __device__ __forceinline__ void tie(Sums& sums) {
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m)
@@ -1040,59 +1072,126 @@ __device__ __forceinline__ void tie(Sums& sums) {
         for (uint32_t r = 0; r < kSumRegisters; ++r) ptx::tie(sums[m][r]);
 }
 
-__device__ __forceinline__ void tie(uint32_t (&fragments)[kM64][mega_moe::kUnitRegisters]) {
+__device__ __forceinline__ void tie(Fragments& fragments) {
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m)
 #pragma unroll
         for (uint32_t r = 0; r < mega_moe::kUnitRegisters; ++r) ptx::tie(fragments[m][r]);
 }
 
-// Adds `num_stages` stages to `sums`; all are read and summed on return, the last is not released yet.
-template <bool kIsL2>
-__device__ __forceinline__ uint32_t multiply_stages(Consumer& c, Sums& sums, uint32_t num_stages) {
-    uint32_t fragments[2][kM64][mega_moe::kUnitRegisters];  // one is decoded while the other is multiplied
-    uint32_t previous = 0;
-    for (uint32_t i = 0; i < num_stages; ++i) {
-        pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor);
-        // L1's tokens came by cp.async, through the generic proxy; wgmma reads them through the async proxy.
-        if constexpr (!kIsL2) ptx::fence_proxy_async_shared();
-        multiply_unit<0>(c, sums, fragments[0]);
-        tie(fragments[1]);
-        if (i > 0) c.release(previous);
-        multiply_unit<1>(c, sums, fragments[1]);
-        tie(fragments[0]);
-        previous = c.cursor.stage;
-        c.cursor.advance();
-    }
-    ptx::wgmma_wait_group<0>();
-    tie(sums);
-    return previous;
+template <uint32_t kUnit>
+__device__ __forceinline__ void decode(const Consumer& c, Fragments& fragments) {
+    const mega_moe::SharedStorage& smem = c.ctx.smem;
+    const uint32_t weights = ptx::smem_address(smem.weights[c.cursor.stage]), table = ptx::smem_address(smem.decode_table);
+#pragma unroll
+    for (uint32_t m = 0; m < kM64; ++m) mega_moe::decode_unit(weights, table, c.warpgroup * kM64 + m, kUnit, c.thread, fragments[m]);
 }
 
-// Sums a whole tile: L1 over hidden, L2 over intermediate.
-template <bool kIsL2>
-__device__ __forceinline__ void multiply_tile(Consumer& c, Sums& total) {
-    constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
-    zero(total);
-    if constexpr (!config::kIsFp8) {
-        c.release(multiply_stages<kIsL2>(c, total, kStages));
+template <uint32_t kWidth, bool kOverwrites>
+__device__ __forceinline__ void multiply_step(float* sums, const uint32_t* fragment, uint64_t tokens) {
+    if constexpr (config::kIsFp8) {
+        ptx::Wgmma<kWidth>::template e4m3<!kOverwrites>(sums, fragment, tokens);
     } else {
-        constexpr uint32_t kBlock = kIsL2 ? 1 : config::kPromoteStages;
-        const uint32_t column = c.thread % 4 * 2;  // the first of this thread's columns in each 8
-        for (uint32_t first = 0; first < kStages; first += kBlock) {
-            Sums block;
-            zero(block);
-            const uint32_t stage = multiply_stages<kIsL2>(c, block, min(kBlock, kStages - first));
+        ptx::Wgmma<kWidth>::template bf16<!kOverwrites>(sums, fragment, tokens);
+    }
+}
+
+// Starts the MMAs of one unit of stage `stage`. In E4M3 a stage's first MMA overwrites its sums: the last stage's were promoted.
+template <uint32_t kWidth, uint32_t kUnit>
+__device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums& sums, const Fragments& fragments) {
+    // BF16 has one 128-byte sub-block a unit, E4M3 has both units in one.
+    constexpr uint32_t kUnitOffset = config::kIsFp8 ? kUnit * mega_moe::kStepsPerUnit * 32 : kUnit * config::kBlockN * 128;
+    const uint64_t tokens = layout::gmma_descriptor(ptx::smem_address(c.ctx.smem.tokens[stage]) + kUnitOffset);
+    ptx::wgmma_fence();
 #pragma unroll
-            for (uint32_t r = 0; r < kSumRegisters; ++r) {
-                // Registers r % 2 are neighbouring columns, r / 4 the group of 8.
-                const float sf = kIsL2 ? c.ctx.smem.acts_sf[stage][r / 4 * 8 + column + r % 2] : 1.0f;
+    for (uint32_t m = 0; m < kM64; ++m) multiply_step<kWidth, kUnit == 0 && config::kIsFp8>(sums[m], fragments[m], tokens);
 #pragma unroll
-                for (uint32_t m = 0; m < kM64; ++m) total[m][r] = kIsL2 ? fmaf(block[m][r], sf, total[m][r]) : total[m][r] + block[m][r];
-            }
+    for (uint32_t step = 1; step < mega_moe::kStepsPerUnit; ++step) {
+#pragma unroll
+        for (uint32_t m = 0; m < kM64; ++m) multiply_step<kWidth, false>(sums[m], fragments[m] + 4 * step, tokens + step * layout::kDescriptorStep);
+    }
+    ptx::wgmma_commit_group();
+}
+
+// Adds a stage's sums to the total, times the tokens' scale factors in L2.
+template <bool kIsL2, uint32_t kWidth>
+__device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const Sums& block, Sums& total) {
+    const uint32_t column = c.thread % 4 * 2;  // the first of this thread's columns in each 8
+#pragma unroll
+    for (uint32_t r = 0; r < kWidth / 2; ++r) {
+        // Registers r % 2 are neighbouring columns, r / 4 the group of 8.
+        const float sf = kIsL2 ? c.ctx.smem.acts_sf[stage][r / 4 * 8 + column + r % 2] : 1.0f;
+#pragma unroll
+        for (uint32_t m = 0; m < kM64; ++m) total[m][r] = kIsL2 ? fmaf(block[m][r], sf, total[m][r]) : total[m][r] + block[m][r];
+    }
+}
+
+template <bool kIsL2>
+__device__ __forceinline__ void wait_stage(const Consumer& c) {
+    pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor);
+    // L1's tokens came by cp.async, through the generic proxy; wgmma reads them through the async proxy.
+    if constexpr (!kIsL2) ptx::fence_proxy_async_shared();
+}
+
+// Sums a pass: L1 over hidden, L2 over intermediate. Each unit is decoded while the one before it is multiplied, also across
+// stages. Registers past kWidth / 2 stay zero.
+template <bool kIsL2, uint32_t kWidth>
+__device__ __forceinline__ void multiply_width(Consumer& c, Sums& total) {
+    constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
+    Fragments even, odd;
+    Sums block;
+    zero(block);
+    Sums& sums = config::kIsFp8 ? block : total;
+    uint32_t previous = 0;
+    wait_stage<kIsL2>(c);
+    decode<0>(c, even);
+    for (uint32_t k = 0; k < kStages; ++k) {
+        // One value a warp, in a uniform register: descriptors then cost no vector instructions.
+        const uint32_t stage = __shfl_sync(~0u, c.cursor.stage, 0);
+        multiply<kWidth, 0>(c, stage, sums, even);
+        if constexpr (!config::kIsFp8) {
+            // The odd unit of the last stage still runs: its fragment and its stage are free once it is done.
+            ptx::wgmma_wait_group<1>();
+            tie(odd);
+            if (k > 0) c.release(previous);
+            previous = stage;
+        }
+        decode<1>(c, odd);
+        multiply<kWidth, 1>(c, stage, sums, odd);
+        ptx::wgmma_wait_group<1>();  // the even unit
+        tie(even);
+        c.cursor.advance();
+        if (k + 1 < kStages) {
+            wait_stage<kIsL2>(c);
+            decode<0>(c, even);
+        }
+        if constexpr (config::kIsFp8) {
+            ptx::wgmma_wait_group<0>();
+            tie(odd);
+            tie(block);
+            promote<kIsL2, kWidth>(c, stage, block, total);
             c.release(stage);
         }
     }
+    if constexpr (!config::kIsFp8) {
+        ptx::wgmma_wait_group<0>();
+        tie(odd);
+        tie(total);
+        c.release(previous);
+    }
+}
+
+// The narrowest MMA that holds the tile's tokens.
+template <bool kIsL2>
+__device__ __forceinline__ void multiply_pass(Consumer& c, const mega_moe::Tile& tile, Sums& total) {
+    zero(total);
+    if constexpr (config::kBlockN > 64) {
+        if (tile.width <= 64) return multiply_width<kIsL2, 64>(c, total);
+    }
+    if constexpr (config::kBlockN > 128) {
+        if (tile.width <= 128) return multiply_width<kIsL2, 128>(c, total);
+    }
+    multiply_width<kIsL2, config::kBlockN>(c, total);
 }
 
 }  // namespace roles
@@ -1100,36 +1199,49 @@ __device__ __forceinline__ void multiply_tile(Consumer& c, Sums& total) {
 
 namespace roles {
 
-// Loads the routing of the tile's columns: slot, and the factor of its column (x's scale in L1, the top-k weight in L2).
-template <bool kIsL2>
-__device__ __forceinline__ void load_columns(const mega_moe::Context& ctx, const mega_moe::Tile& tile) {
-    using namespace mega_moe;
-    SharedStorage& smem = ctx.smem;
-    const uint32_t column = threadIdx.x - config::kFirstConsumerThread;
-    if (column < config::kBlockN) {
-        const bool is_valid = column < tile.num_rows;
-        const uint32_t slot = is_valid ? ctx.params.routed[tile.row + column] : 0;
-        smem.slot[column] = slot;
-        smem.amax[column] = 0;
-        float factor = 0.0f;
-        if (is_valid && kIsL2) factor = comm::part<const float>(ctx.params.peers, 0, ctx.params.sym.topk_weights)[slot];
-        if (is_valid && !kIsL2) factor = config::kIsFp8 ? comm::part<const float>(ctx.params.peers, 0, ctx.params.sym.token_sf)[slot / config::kNumTopk] : 1.0f;
-        smem.token_scale[column] = factor;
+// What an epilogue needs from global memory, fetched before the MMAs that hide the way.
+struct TileInputs {
+    uint32_t slot;   // of the column that this thread looks after
+    float factor;    // of that column: x's scale (L1), the top-k weight (L2)
+    float alpha[2];  // L1: gate and up; L2: down
+};
+
+__device__ __forceinline__ TileInputs fetch_inputs(const Consumer& c, const mega_moe::Tile& tile) {
+    const mega_moe::Params& params = c.ctx.params;
+    const uint32_t column = c.warpgroup * 128 + c.thread;
+    TileInputs inputs = {0, 0.0f, {0.0f, 0.0f}};
+    if (column < tile.num_rows) {
+        const uint32_t row = tile.row + column;
+        inputs.slot = params.routed[row];
+        inputs.factor = tile.is_l2 ? params.routed_weights[row] : config::kIsFp8 ? params.routed_sf[row] : 1.0f;
     }
-    sync_consumers();
+    const float* alphas = tile.is_l2 ? params.l2_alphas + tile.expert : params.l1_alphas + 2 * tile.expert;
+    inputs.alpha[0] = alphas[0];
+    inputs.alpha[1] = tile.is_l2 ? 0.0f : alphas[1];
+    return inputs;
 }
 
-// The block's values of this thread: value[m][2 * (column group) + column % 2].
+// Spreads slots and factors to all consumers. The last tile's are no longer read: its epilogue ended with a barrier.
+__device__ __forceinline__ void share_columns(const Consumer& c, const TileInputs& inputs) {
+    const uint32_t column = c.warpgroup * 128 + c.thread;
+    if (column < config::kBlockN) {
+        c.ctx.smem.slot[column] = inputs.slot;
+        c.ctx.smem.factor[column] = inputs.factor;
+    }
+    mega_moe::sync_consumers();
+}
+
+// A pass's values of a block that this thread has: value[m][2 * (column group) + column % 2].
+using Values = float[kM64][kSumRegisters / 2];
+
 template <uint32_t kBlock>
-__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, const Sums& sums, float (&value)[kM64][kSumRegisters / 2]) {
+__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const float (&alpha)[2], const Sums& sums, Values& value) {
     const mega_moe::Params& params = c.ctx.params;
     const uint32_t lane = c.thread % 32, warp = c.thread / 32;
-    const float* alphas = params.l1_alphas + 2 * tile.expert;
-    const float alpha[2] = {alphas[0], alphas[1]};
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) {
         // Intermediate index of this thread's row, inside the 128 of the block.
-        const uint32_t in_block = 32 * (c.warpgroup * kM64 + m) + 8 * warp + lane / 4;
+        const uint32_t in_block = 32 * c.m64(pass, m) + 8 * warp + lane / 4;
         float bias[2] = {0.0f, 0.0f};
         if (params.l1_bias != nullptr) {
             const float* row = params.l1_bias + uint64_t(tile.expert) * config::kL1Rows;
@@ -1140,7 +1252,7 @@ __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe
 #pragma unroll
         for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
             const uint32_t r = j / 2 * 4 + j % 2;  // half 0; half 1 is r + 2
-            const float scale = c.ctx.smem.token_scale[j / 2 * 8 + lane % 4 * 2 + j % 2];
+            const float scale = c.ctx.smem.factor[j / 2 * 8 + lane % 4 * 2 + j % 2];
             if constexpr (config::kIsGated) {
                 value[m][j] = mega_moe::activate(fmaf(sums[m][r], scale * alpha[0], bias[0]), fmaf(sums[m][r + 2], scale * alpha[1], bias[1]));
             } else {
@@ -1150,40 +1262,65 @@ __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe
     }
 }
 
-// Largest magnitude of each column over the block's 128 values, in smem.amax (bits of a non-negative float order like integers).
-__device__ __forceinline__ void reduce_amax(const Consumer& c, const float (&value)[kM64][kSumRegisters / 2]) {
+// The first pass's values wait for the second's in shared memory, each thread's in a column of its own.
+__device__ __forceinline__ float& stashed(const Consumer& c, uint32_t m, uint32_t j) {
+    return c.ctx.smem.pass_values[(m * (kSumRegisters / 2) + j) * mega_moe::kNumConsumerThreads + c.warpgroup * 128 + c.thread];
+}
+
+constexpr bool kStashes = config::kIsFp8 && config::kNumPasses > 1;
+static_assert(config::kNumPasses == 1 || (config::kNumPasses == 2 && config::kL1BlocksPerTile == 1), "one stash, of one block");
+
+// Largest magnitude of each column over the block's 128 values, in smem.amax (bits of non-negative floats order like integers).
+__device__ __forceinline__ void reduce_amax(const Consumer& c, const Values& value) {
     const uint32_t lane = c.thread % 32;
 #pragma unroll
     for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
         float largest = 0.0f;
 #pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) largest = fmaxf(largest, fabsf(value[m][j]));
+        for (uint32_t m = 0; m < kM64; ++m) {
+            largest = fmaxf(largest, fabsf(value[m][j]));
+            if constexpr (kStashes) largest = fmaxf(largest, fabsf(stashed(c, m, j)));
+        }
 #pragma unroll
         for (uint32_t step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
         if (lane < 4) atomicMax(&c.ctx.smem.amax[j / 2 * 8 + lane * 2 + j % 2], __float_as_uint(largest));
     }
 }
 
-// Converts the block's values into the shared tile [column][128], K in token order; E4M3 also writes the columns' scale factors.
-__device__ __forceinline__ void quantize_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t block, const float (&value)[kM64][kSumRegisters / 2]) {
-    const mega_moe::Context& ctx = c.ctx;
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32, thread = c.warpgroup * 128 + c.thread;
-    const auto scale_of = [&](uint32_t column) { return fmaxf(__uint_as_float(ctx.smem.amax[column]), config::kMinAmax) / 448.0f; };
-    if constexpr (config::kIsFp8) {
-        if (thread < tile.num_rows) ctx.params.acts_sf[uint64_t(block) * ctx.params.pool_rows + tile.row + thread] = scale_of(thread);
+// One thread a column: its scale factor to the pool, the reciprocal to all consumers, and the maximum starts over.
+__device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe::Tile& tile, uint32_t block) {
+    mega_moe::SharedStorage& smem = c.ctx.smem;
+    const uint32_t column = c.warpgroup * 128 + c.thread;
+    if (column < config::kBlockN) {
+        const float scale = fmaxf(__uint_as_float(smem.amax[column]), config::kMinAmax) / 448.0f;
+        smem.inverse_scale[column] = 1.0f / scale;
+        smem.amax[column] = 0;
+        if (column < tile.num_rows) c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.row + column] = scale;
     }
+    mega_moe::sync_consumers();
+}
+
+// Converts one value into the shared tile [column][128], K in token order.
+__device__ __forceinline__ void put_value(const Consumer& c, uint32_t pass, uint32_t m, uint32_t column, float value) {
+    const uint32_t lane = c.thread % 32, warp = c.thread / 32;
+    const uint32_t k = layout::TokenOrder<config::kIsFp8>::position(32 * c.m64(pass, m) + 8 * warp + lane / 4);
+    if constexpr (config::kIsFp8) {
+        c.ctx.smem.acts[column * 128 + k] = uint8_t(ptx::cvt_e4m3x2(value, 0.0f));
+    } else {
+        reinterpret_cast<uint16_t*>(c.ctx.smem.acts)[column * 128 + k] = uint16_t(ptx::cvt_bf16x2(value, 0.0f));
+    }
+}
+
+// Quantises a pass's values, and with the second pass the first's that waited.
+__device__ __forceinline__ void quantize_block(const Consumer& c, uint32_t pass, const Values& value) {
 #pragma unroll
     for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
-        const uint32_t column = j / 2 * 8 + lane % 4 * 2 + j % 2;
-        const float inverse = config::kIsFp8 ? 1.0f / scale_of(column) : 1.0f;
+        const uint32_t column = j / 2 * 8 + c.thread % 4 * 2 + j % 2;
+        const float inverse = config::kIsFp8 ? c.ctx.smem.inverse_scale[column] : 1.0f;
 #pragma unroll
         for (uint32_t m = 0; m < kM64; ++m) {
-            const uint32_t k = layout::TokenOrder<config::kIsFp8>::position(32 * (c.warpgroup * kM64 + m) + 8 * warp + lane / 4);
-            if constexpr (config::kIsFp8) {
-                ctx.smem.acts[column * 128 + k] = uint8_t(ptx::cvt_e4m3x2(value[m][j] * inverse, 0.0f));
-            } else {
-                reinterpret_cast<uint16_t*>(ctx.smem.acts)[column * 128 + k] = uint16_t(ptx::cvt_bf16x2(value[m][j], 0.0f));
-            }
+            put_value(c, pass, m, column, value[m][j] * inverse);
+            if constexpr (kStashes) put_value(c, 0, m, column, stashed(c, m, j) * inverse);
         }
     }
 }
@@ -1191,41 +1328,49 @@ __device__ __forceinline__ void quantize_block(const Consumer& c, const mega_moe
 // Copies the tile's valid columns to the pool, 16 bytes a thread.
 __device__ __forceinline__ void store_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t block) {
     constexpr uint32_t kBytes = 128 * config::kActBytes, kPieces = kBytes / 16;
+    const uint32_t thread = c.warpgroup * 128 + c.thread;
     const uint4* tile_acts = reinterpret_cast<const uint4*>(c.ctx.smem.acts);
-    for (uint32_t i = c.warpgroup * 128 + c.thread; i < tile.num_rows * kPieces; i += mega_moe::kNumConsumerThreads) {
+    for (uint32_t i = thread; i < tile.num_rows * kPieces; i += mega_moe::kNumConsumerThreads) {
         uint8_t* row = c.ctx.params.acts + uint64_t(tile.row + i / kPieces) * config::kActRowBytes + block * kBytes;
         reinterpret_cast<uint4*>(row)[i % kPieces] = tile_acts[i];
     }
 }
 
 template <uint32_t kBlock>
-__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, const Sums& sums) {
+__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const float (&alpha)[2], const Sums& sums) {
     using namespace mega_moe;
     const uint32_t block = tile.m_tile * config::kL1BlocksPerTile + kBlock;
-    float value[kM64][kSumRegisters / 2];
-    activate_block<kBlock>(c, tile, sums, value);
-    if constexpr (config::kIsFp8) {
-        if constexpr (kBlock > 0) {
-            // Everybody has read the last block's maxima (store_block's barrier): start over.
-            const uint32_t column = c.warpgroup * 128 + c.thread;
-            if (column < config::kBlockN) c.ctx.smem.amax[column] = 0;
-            sync_consumers();
+    Values value;
+    activate_block<kBlock>(c, tile, pass, alpha, sums, value);
+    if constexpr (kStashes) {
+        if (pass == 0) {
+#pragma unroll
+            for (uint32_t m = 0; m < kM64; ++m)
+#pragma unroll
+                for (uint32_t j = 0; j < kSumRegisters / 2; ++j) stashed(c, m, j) = value[m][j];
+            return;
         }
+    }
+    if constexpr (config::kIsFp8) {
         reduce_amax(c, value);
         sync_consumers();
+        scale_columns(c, tile, block);
     }
-    quantize_block(c, tile, block, value);
+    quantize_block(c, pass, value);
+    if (pass + 1 < config::kNumPasses) return;
     sync_consumers();
     store_block(c, tile, block);
     sync_consumers();
 }
 
-__device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, const Sums& sums) {
-    load_columns<false>(c.ctx, tile);
-    finish_block<0>(c, tile, sums);
-    if constexpr (config::kL1BlocksPerTile > 1) finish_block<1>(c, tile, sums);
-    // Publish: the stores above happen before the release through the last barrier; L2's loader fences the proxy on its side.
-    if (c.warpgroup == 0 && c.thread == 0) ptx::red_release_gpu_add(&c.ctx.params.l1_done[tile.token_tile], 1);
+__device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const TileInputs& inputs, const Sums& sums) {
+    if (pass == 0) share_columns(c, inputs);
+    finish_block<0>(c, tile, pass, inputs.alpha, sums);
+    if constexpr (config::kL1BlocksPerTile > 1) finish_block<1>(c, tile, pass, inputs.alpha, sums);
+    // Publish: the stores happen before the release through the last barrier; L2's loader fences the proxy on its side.
+    if (pass + 1 == config::kNumPasses && c.warpgroup == 0 && c.thread == 0) {
+        ptx::red_release_gpu_add(&c.ctx.params.l1_done[tile.token_tile], 1);
+    }
 }
 
 }  // namespace roles
@@ -1236,8 +1381,8 @@ __device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::T
 // Produces:   bf16(top-k weight x (alpha x sums + bias)) in the home rank's partials, one row a slot; counts the tile in l2_done
 // Registers:  config::kConsumerRegisters
 //
-// The weight transform orders L2's rows so that a thread's four sums of a column are neighbours: hidden index in the tile
-// = 128 warpgroup + 32 warp + 4 (lane / 4) + 2 m + half.
+// The weight transform orders L2's rows so that a thread's sums of a column are neighbours: hidden index in the tile
+// = 128 (m64 / 2) + 32 warp + 4 (lane / 4) + 2 (m64 % 2) + half, for 64-row tile m64 of the block's four.
 //#pragma once
 //#include "mega_moe/context.cuh"
 //#include "mega_moe/roles/epilogue_l1_sm90.cuh"
@@ -1245,27 +1390,38 @@ __device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::T
 
 namespace roles {
 
-__device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, const Sums& sums) {
+__device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const TileInputs& inputs, const Sums& sums) {
     using namespace mega_moe;
-    static_assert(kM64 == 2, "the row order above");
-    load_columns<true>(c.ctx, tile);
+    constexpr uint32_t kRun = 2 * kM64;  // neighbours that this thread has
+    if (pass == 0) share_columns(c, inputs);
     const Params& params = c.ctx.params;
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32;
-    const uint32_t hidden = tile.m_tile * config::kBlockM + 128 * c.warpgroup + 32 * warp + 4 * (lane / 4);
-    const float alpha = params.l2_alphas[tile.expert];
-    float4 bias = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (params.l2_bias != nullptr) bias = *reinterpret_cast<const float4*>(params.l2_bias + uint64_t(tile.expert) * config::kHiddenPadded + hidden);
+    const uint32_t lane = c.thread % 32, warp = c.thread / 32, m64 = c.m64(pass, 0);
+    const uint32_t hidden = tile.m_tile * config::kBlockM + 128 * (m64 / 2) + 32 * warp + 4 * (lane / 4) + 2 * (m64 % 2);
+    const float alpha = inputs.alpha[0];
+    float bias[kRun] = {};
+    if (params.l2_bias != nullptr) {
+#pragma unroll
+        for (uint32_t i = 0; i < kRun; ++i) bias[i] = params.l2_bias[uint64_t(tile.expert) * config::kHiddenPadded + hidden + i];
+    }
     uint16_t* partials = comm::part<uint16_t>(params.peers, 0, params.sym.partials) + hidden;
 #pragma unroll
     for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
         const uint32_t r = j / 2 * 4 + j % 2, column = j / 2 * 8 + lane % 4 * 2 + j % 2;
         if (column >= tile.num_rows) continue;
-        const float weight = c.ctx.smem.token_scale[column];
-        const float v[4] = {fmaf(sums[0][r], alpha, bias.x) * weight, fmaf(sums[0][r + 2], alpha, bias.y) * weight,
-                            fmaf(sums[1][r], alpha, bias.z) * weight, fmaf(sums[1][r + 2], alpha, bias.w) * weight};
-        const uint2 packed = {ptx::cvt_bf16x2(v[0], v[1]), ptx::cvt_bf16x2(v[2], v[3])};
-        *reinterpret_cast<uint2*>(partials + uint64_t(c.ctx.smem.slot[column]) * config::kHiddenPadded) = packed;
+        const float weight = c.ctx.smem.factor[column];
+        uint32_t packed[kM64];
+#pragma unroll
+        for (uint32_t m = 0; m < kM64; ++m) {
+            packed[m] = ptx::cvt_bf16x2(fmaf(sums[m][r], alpha, bias[2 * m]) * weight, fmaf(sums[m][r + 2], alpha, bias[2 * m + 1]) * weight);
+        }
+        uint16_t* row = partials + uint64_t(c.ctx.smem.slot[column]) * config::kHiddenPadded;
+        if constexpr (kM64 == 2) {
+            *reinterpret_cast<uint2*>(row) = {packed[0], packed[1]};
+        } else {
+            *reinterpret_cast<uint32_t*>(row) = packed[0];
+        }
     }
+    if (pass + 1 < config::kNumPasses) return;
     sync_consumers();
     if (c.warpgroup == 0 && c.thread == 0) ptx::red_release_gpu_add(params.l2_done, 1);
 }
@@ -1273,7 +1429,7 @@ __device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::T
 }  // namespace roles
 #line 13 "/mega_moe/sm90.cuh"
 #line 1 "/mega_moe/roles/load_acts_sm90.cuh"
-// Role: load activations (warps 1 and 2)
+// Role: load activations (warps 1 to 3)
 // Waits for:  a stage's empty barrier; L1: the expert's list of routed tokens; L2: all L1 tiles of the token tile
 // Produces:   the stage's tokens in shared memory, 128 bytes of K a row, 128-byte swizzle, on the full barrier.
 //             L1: rows gathered by index from the ranks' symmetric buffers (cp.async); L2: a box of the pool (TMA) and its scale factors
@@ -1285,60 +1441,72 @@ __device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::T
 
 namespace roles {
 
-// Gathers the tile's tokens: thread i copies 16-byte piece i % 8 of rows i / 8, i / 8 + 8, ...
+// Gathers the tile's tokens: thread i copies 16-byte piece i % 8 of rows i / 8, i / 8 + kRowsAtOnce, ...
 __device__ __forceinline__ void gather_tokens(const mega_moe::Context& ctx, const mega_moe::Tile& tile, uint32_t thread, pipeline::RingCursor& cursor) {
-    constexpr uint32_t kRowsPerPass = config::kNumActsLoaderThreads / 8, kPasses = config::kBlockN / kRowsPerPass;
-    static_assert(config::kBlockN % kRowsPerPass == 0);
+    constexpr uint32_t kRowsAtOnce = config::kNumActsLoaderThreads / 8, kParts = config::kTokenKBytes / 128;
     comm::wait_counter(ctx.watchdog, &ctx.params.list_ready[tile.expert], 1, comm::WaitFor::kRoutedList, tile.expert);
+    constexpr uint32_t kRowsPerThread = (config::kBlockN + kRowsAtOnce - 1) / kRowsAtOnce;
     const uint32_t piece = thread % 8, first_row = thread / 8;
-    const uint8_t* tokens = comm::part<const uint8_t>(ctx.params.peers, 0, ctx.params.sym.tokens) + piece * 16;
-    uint32_t token[kPasses];
+    // In registers before the copies: each copy orders memory, so that an index loaded between two would wait on its own.
+    // 32-bit offsets in units of 16 bytes: the 64-bit addresses would not fit the loader's registers.
+    static_assert(config::kTokenRowBytes % 16 == 0);
+    uint32_t offset[kRowsPerThread];
 #pragma unroll
-    for (uint32_t pass = 0; pass < kPasses; ++pass) {
-        const uint32_t row = first_row + pass * kRowsPerPass;
-        token[pass] = row < tile.num_rows ? ctx.params.routed[tile.row + row] / config::kNumTopk : ~0u;
+    for (uint32_t i = 0; i < kRowsPerThread; ++i) {
+        const uint32_t row = first_row + i * kRowsAtOnce;
+        offset[i] = row < tile.num_rows ? ctx.params.routed[tile.row + row] / config::kNumTopk * (config::kTokenRowBytes / 16) : ~0u;
     }
-    for (uint32_t k = 0; k < config::kL1KStages; ++k, cursor.advance()) {
-        const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
-        const uint32_t stage = ptx::smem_address(ctx.smem.tokens[cursor.stage]);
+    const uint8_t* tokens = comm::part<const uint8_t>(ctx.params.peers, 0, ctx.params.sym.tokens) + piece * 16;
+    for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
+        for (uint32_t k = 0; k < config::kL1KStages; ++k, cursor.advance()) {
+            const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
+            const uint32_t stage = ptx::smem_address(ctx.smem.tokens[cursor.stage]);
+            const uint8_t* k_tokens = tokens + k * config::kTokenKBytes;
 #pragma unroll
-        for (uint32_t pass = 0; pass < kPasses; ++pass) {
-            const uint32_t row = first_row + pass * kRowsPerPass;
-            const bool is_valid = token[pass] != ~0u;
-            const uint8_t* source = tokens + uint64_t(is_valid ? token[pass] : 0) * config::kTokenRowBytes + k * config::kTokenKBytes;
+            for (uint32_t i = 0; i < kRowsPerThread; ++i) {
+                const uint32_t row = first_row + i * kRowsAtOnce;
+                if (row >= tile.width) break;
+                const bool is_valid = offset[i] != ~0u;
+                const uint8_t* source = k_tokens + uint64_t(is_valid ? offset[i] : 0) * 16;
 #pragma unroll
-            for (uint32_t part = 0; part < config::kTokenKBytes / 128; ++part) {
-                ptx::cp_async_16(stage + part * config::kBlockN * 128 + layout::swizzle_128b(row, piece), source + part * 128, is_valid);
+                for (uint32_t part = 0; part < kParts; ++part) {
+                    ptx::cp_async_16(stage + part * config::kBlockN * 128 + layout::swizzle_128b(row, piece), source + part * 128, is_valid);
+                }
             }
+            ptx::cp_async_mbarrier_arrive(full);
         }
-        ptx::cp_async_mbarrier_arrive(full);
     }
 }
 
 // Loads the token tile's rows of the pool. Rows past the expert's last are its neighbour's: their columns are never stored.
 __device__ __forceinline__ void load_pool(const mega_moe::Context& ctx, const mega_moe::Tile& tile, uint32_t thread, pipeline::RingCursor& cursor) {
+    constexpr uint32_t kParts = config::kTokenKBytes / 128;
     comm::wait_counter(ctx.watchdog, &ctx.params.l1_done[tile.token_tile], config::kL1MTiles, comm::WaitFor::kL1Tiles, tile.token_tile);
     // The L1 epilogue wrote with ordinary stores, TMA reads through the async proxy.
     ptx::fence_proxy_async_global();
-    for (uint32_t k = 0; k < config::kL2KStages; ++k, cursor.advance()) {
-        const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
-        if (thread == 0) {
-            ptx::mbarrier_expect_tx(full, config::kTokenStageBytes);
+    for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
+        for (uint32_t k = 0; k < config::kL2KStages; ++k, cursor.advance()) {
+            const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
+            if (thread == 0) {
+                ptx::mbarrier_expect_tx(full, tile.width * config::kTokenKBytes);
+                for (uint32_t row = 0; row < tile.width; row += mega_moe::kWidthStep) {
 #pragma unroll
-            for (uint32_t part = 0; part < config::kTokenKBytes / 128; ++part) {
-                ptx::cp_async_bulk_tensor_2d(ptx::smem_address(ctx.smem.tokens[cursor.stage]) + part * config::kBlockN * 128, ctx.acts_map,
-                                             (k * config::kTokenKBytes + part * 128) / config::kActBytes, tile.row, full);
+                    for (uint32_t part = 0; part < kParts; ++part) {
+                        ptx::cp_async_bulk_tensor_2d(ptx::smem_address(ctx.smem.tokens[cursor.stage]) + (part * config::kBlockN + row) * 128,
+                                                     ctx.acts_map, (k * config::kTokenKBytes + part * 128) / config::kActBytes, tile.row + row, full);
+                    }
+                }
             }
-        }
-        if constexpr (config::kIsFp8) {
-            for (uint32_t row = thread; row < config::kBlockN; row += config::kNumActsLoaderThreads) {
-                const bool is_valid = row < tile.num_rows;
-                ptx::cp_async_4(ptx::smem_address(&ctx.smem.acts_sf[cursor.stage][row]),
-                                ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.row + (is_valid ? row : 0), is_valid);
+            if constexpr (config::kIsFp8) {
+                for (uint32_t row = thread; row < tile.width; row += config::kNumActsLoaderThreads) {
+                    const bool is_valid = row < tile.num_rows;
+                    ptx::cp_async_4(ptx::smem_address(&ctx.smem.acts_sf[cursor.stage][row]),
+                                    ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.row + (is_valid ? row : 0), is_valid);
+                }
+                ptx::cp_async_mbarrier_arrive(full);
+            } else {
+                ptx::mbarrier_arrive(full);
             }
-            ptx::cp_async_mbarrier_arrive(full);
-        } else {
-            ptx::mbarrier_arrive(full);
         }
     }
 }
@@ -1360,10 +1528,12 @@ __device__ __forceinline__ void load_acts(const mega_moe::Context& ctx, uint32_t
 #line 1 "/mega_moe/roles/load_weights_sm90.cuh"
 // Role: load weights (one thread of warp 0)
 // Waits for:  a stage's empty barrier
-// Produces:   codes and block scale factors of one (weight tile, K stage), one bulk copy of a contiguous block, on the full barrier
+// Produces:   codes and block scale factors of one (weight tile, K stage), a contiguous block, by bulk copies on the full barrier;
+//             a tile in two passes brings half of each block at a time
 // Registers:  config::kLoaderRegisters
 //#pragma once
 //#include "mega_moe/context.cuh"
+//#include "ptx/fence.cuh"
 
 namespace roles {
 
@@ -1372,12 +1542,25 @@ __device__ __forceinline__ void load_weights(const mega_moe::Context& ctx) {
     pipeline::RingCursor cursor;
     ctx.scheduler.for_each_tile([&](const mega_moe::Tile& tile) {
         const uint32_t num_stages = tile.is_l2 ? config::kL2KStages : config::kL1KStages, m_tiles = tile.is_l2 ? config::kL2MTiles : config::kL1MTiles;
-        const uint8_t* source = (tile.is_l2 ? ctx.params.l2_weights : ctx.params.l1_weights) +
-                                uint64_t(tile.expert * m_tiles + tile.m_tile) * num_stages * config::kWeightStageBytes;
-        for (uint32_t k = 0; k < num_stages; ++k, cursor.advance(), source += config::kWeightStageBytes) {
-            const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
-            ptx::mbarrier_arrive_expect_tx(full, config::kWeightStageBytes);
-            ptx::cp_async_bulk(ptx::smem_address(ctx.smem.weights[cursor.stage]), source, config::kWeightStageBytes, full, policy);
+        const uint8_t* blocks = (tile.is_l2 ? ctx.params.l2_weights : ctx.params.l1_weights) +
+                                uint64_t(tile.expert * m_tiles + tile.m_tile) * num_stages * config::kWeightBlockBytes;
+        for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
+            const uint8_t* source = blocks;
+            for (uint32_t k = 0; k < num_stages; ++k, cursor.advance(), source += config::kWeightBlockBytes) {
+                const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
+                // Consumers read the stage's last weights by ordinary loads; the copy writes through the async proxy.
+                ptx::fence_proxy_async_shared();
+                const uint32_t stage = ptx::smem_address(ctx.smem.weights[cursor.stage]);
+                ptx::mbarrier_arrive_expect_tx(full, config::kWeightStageBytes);
+                if constexpr (config::kNumPasses == 1) {
+                    ptx::cp_async_bulk(stage, source, config::kWeightStageBytes, full, policy);
+                } else {
+                    // A pass takes its rows' run of the block's codes, and of the scale factors behind them.
+                    ptx::cp_async_bulk(stage, source + pass * config::kStageCodeBytes, config::kStageCodeBytes, full, policy);
+                    ptx::cp_async_bulk(stage + config::kStageCodeBytes, source + config::kNumPasses * config::kStageCodeBytes + pass * config::kStageScaleBytes,
+                                       config::kStageScaleBytes, full, policy);
+                }
+            }
         }
     });
 }
@@ -1438,6 +1621,13 @@ __device__ __forceinline__ void build_schedule(const mega_moe::Params& params, m
     __syncthreads();
 }
 
+// Writes what the roles need of one routed row, so that none has to follow an index for it.
+__device__ __forceinline__ void put_row(const mega_moe::Params& params, uint32_t row, uint32_t slot) {
+    params.routed[row] = slot;
+    params.routed_weights[row] = comm::part<const float>(params.peers, 0, params.sym.topk_weights)[slot];
+    if constexpr (config::kIsFp8) params.routed_sf[row] = comm::part<const float>(params.peers, 0, params.sym.token_sf)[slot / config::kNumTopk];
+}
+
 // Writes the slots that chose `expert`, in order, to params.routed. Each warp owns a run of slots: count, sum over warps, write.
 __device__ __forceinline__ void build_list(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t num_slots, uint32_t expert) {
     constexpr uint32_t kNumWarps = config::kNumThreads / 32;
@@ -1455,12 +1645,23 @@ __device__ __forceinline__ void build_list(const mega_moe::Params& params, mega_
     for (uint32_t first = begin; first < end; first += 32) {
         const bool is_mine = first + lane < end && local_expert(params, first + lane) == int32_t(expert);
         const uint32_t mask = __ballot_sync(~0u, is_mine);
-        if (is_mine) params.routed[row + __popc(mask & ((1u << lane) - 1))] = first + lane;
+        if (is_mine) put_row(params, row + __popc(mask & ((1u << lane) - 1)), first + lane);
         row += __popc(mask);
     }
     // The release below publishes the whole block's writes: they happen before it through the block's barrier.
     __syncthreads();
     if (threadIdx.x == 0) ptx::st_release_gpu(&params.list_ready[expert], 1);
+}
+
+// Consumers: acquires all experts' lists, whoever wrote them, before the first tile. Loaders wait for theirs tile by tile.
+__device__ __forceinline__ void wait_lists(const mega_moe::Context& ctx, uint32_t consumer_thread) {
+    const mega_moe::Schedule& schedule = ctx.scheduler.schedule;
+    for (uint32_t e = consumer_thread; e < config::kNumLocalExperts; e += mega_moe::kNumConsumerThreads) {
+        if (schedule.row_begin[e + 1] > schedule.row_begin[e]) {
+            comm::wait_counter(ctx.watchdog, &ctx.params.list_ready[e], 1, comm::WaitFor::kRoutedList, e);
+        }
+    }
+    mega_moe::sync_consumers();
 }
 
 __device__ __forceinline__ void route(const mega_moe::Params& params, mega_moe::Schedule& schedule) {
@@ -1487,10 +1688,14 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
         ptx::fence_mbarrier_init();
     }
     if constexpr (config::kIsFp8) fill_decode_table(smem.decode_table);
+    if (threadIdx.x < config::kBlockN) smem.amax[threadIdx.x] = 0;
     roles::route(params, smem.schedule);
     __syncthreads();
 
     const Context ctx{params, &acts_map, smem, Scheduler{smem.schedule}, comm::Watchdog{params.error_record, params.timeout_ns, params.rank}};
+    // Here rather than in the consumers' branch: there it moved their loop off the uniform registers, 8 % of a call's time.
+    if (threadIdx.x >= config::kFirstConsumerThread) roles::wait_lists(ctx, threadIdx.x - config::kFirstConsumerThread);
+
     // The branch is uniform by warpgroup, as setmaxnreg needs it.
     if (threadIdx.x < config::kFirstConsumerThread) {
         ptx::setmaxnreg_dec<config::kLoaderRegisters>();
@@ -1504,17 +1709,20 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
         const uint32_t thread = threadIdx.x - config::kFirstConsumerThread;
         roles::Consumer consumer{ctx, thread / 128, thread % 128, pipeline::RingCursor{}};
         ctx.scheduler.for_each_tile([&](const Tile& tile) {
-            roles::Sums sums;
-            if (tile.is_l2) {
-                roles::multiply_tile<true>(consumer, sums);
-                roles::epilogue_l2(consumer, tile, sums);
-            } else {
-                roles::multiply_tile<false>(consumer, sums);
-                roles::epilogue_l1(consumer, tile, sums);
+            const roles::TileInputs inputs = roles::fetch_inputs(consumer, tile);
+            for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
+                roles::Sums sums;
+                if (tile.is_l2) {
+                    roles::multiply_pass<true>(consumer, tile, sums);
+                    roles::epilogue_l2(consumer, tile, pass, inputs, sums);
+                } else {
+                    roles::multiply_pass<false>(consumer, tile, sums);
+                    roles::epilogue_l1(consumer, tile, pass, inputs, sums);
+                }
             }
         });
         roles::combine(ctx, thread);
-        roles::cleanup(ctx, thread, smem.amax);
+        roles::cleanup(ctx, thread, smem.slot);
     }
 }
 #line 2 "/kernel.cu"

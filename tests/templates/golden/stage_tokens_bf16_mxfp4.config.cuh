@@ -12,6 +12,7 @@ constexpr uint32_t kTopkIdxBytes = 8;
 constexpr uint32_t kHidden = 2880;
 constexpr uint32_t kHiddenK = 2944;
 constexpr uint32_t kNumThreads = 256;
+constexpr uint32_t kBlocksPerSm = 4;
 constexpr bool kIsFp8 = false;
 constexpr bool kSourceIsCodes = false;
 constexpr uint32_t kActBytes = 2;

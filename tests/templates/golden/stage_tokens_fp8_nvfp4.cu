@@ -37,6 +37,7 @@ constexpr uint32_t kTopkIdxBytes = 8;
 constexpr uint32_t kHidden = 2880;
 constexpr uint32_t kHiddenK = 2944;
 constexpr uint32_t kNumThreads = 256;
+constexpr uint32_t kBlocksPerSm = 4;
 constexpr bool kIsFp8 = true;
 constexpr bool kSourceIsCodes = false;
 constexpr uint32_t kActBytes = 1;
@@ -160,6 +161,19 @@ __device__ __forceinline__ uint32_t bit_select(uint32_t mask, uint32_t a, uint32
     return d;
 }
 
+// Smaller and larger of two numbers; NaN if either is (fminf and fmaxf would hide it).
+__device__ __forceinline__ float min_nan(float a, float b) {
+    float d;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+
+__device__ __forceinline__ float max_nan(float a, float b) {
+    float d;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+
 // 2^x, subnormal results flushed; maximum relative error 2^-22 (PTX ISA, ex2.approx).
 __device__ __forceinline__ float ex2_approx(float x) {
     float d;
@@ -206,7 +220,7 @@ __device__ __forceinline__ void griddepcontrol_launch_dependents() { asm volatil
 
 namespace staging {
 
-// ops/launch.py packs the same fields.
+// recipes/params.py packs the same fields.
 struct Params {
     comm::SymOffsets sym;
     uint8_t* base;               // this rank's symmetric buffer
@@ -218,7 +232,7 @@ struct Params {
     uint32_t topk_idx_bytes;
     uint32_t num_tokens;
 };
-static_assert(sizeof(Params) == config::kParamBytes, "ops/launch.py packs other fields");
+static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs other fields");
 
 constexpr uint32_t kSourceBytes = config::kSourceIsCodes ? 1 : 2;
 constexpr uint32_t kPiece = 8;                                          // neighbouring elements a thread handles at once
@@ -291,7 +305,8 @@ __device__ __forceinline__ void copy_routing(const Params& params, uint32_t toke
         if constexpr (config::kTopkIdxBytes == 8) {
             reinterpret_cast<int64_t*>(params.base + params.sym.topk_idx)[slot] = expert;
         } else {
-            reinterpret_cast<int32_t*>(params.base + params.sym.topk_idx)[slot] = int32_t(expert);
+            // What is no expert stays none: 2^32 must not become expert 0.
+            reinterpret_cast<int32_t*>(params.base + params.sym.topk_idx)[slot] = expert >= 0 && expert < int64_t(config::kNumExperts) ? int32_t(expert) : -1;
         }
         reinterpret_cast<float*>(params.base + params.sym.topk_weights)[slot] = params.topk_weights[slot];
     }
@@ -335,7 +350,7 @@ __device__ __forceinline__ void copy_token(const Params& params, uint32_t token)
 
 }  // namespace staging
 
-extern "C" __global__ void __launch_bounds__(config::kNumThreads, 4) stage_tokens(const __grid_constant__ staging::Params params) {
+extern "C" __global__ void __launch_bounds__(config::kNumThreads, config::kBlocksPerSm) stage_tokens(const __grid_constant__ staging::Params params) {
     ptx::griddepcontrol_launch_dependents();
     for (uint32_t token = blockIdx.x; token < params.num_tokens; token += gridDim.x) {
         staging::copy_routing(params, token);
