@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from megamoe_jit.errors import ArgumentError
 from megamoe_jit.formats.activation import ActivationSpec
 
-
 MAX_TOKENS_PER_RANK = 65536
 
 

@@ -17,7 +17,7 @@ from megamoe_jit.reference.moe import MoeIntermediates, moe_reference
 
 BOUNDS = {"fp8_nvfp4": 5e-3, "bf16_nvfp4": 3e-3, "fp8_mxfp4": 5e-3, "bf16_mxfp4": 3e-3}
 _SUM_ERROR = 2e-3  # of L1's sums and the activation, relative to a block's largest value
-# Of y from the kernel's own activations: roundings to BF16 that inexact sums (fp8: 13 fraction bits) turn the other way.
+# Of y from the kernel's own activations: roundings to BF16 that inexact sums (fp8: 13 fraction bits) turn over.
 _SECOND_HALF_BOUNDS = {True: 2e-3, False: 1e-3}
 _ENOUGH_ROWS = 100  # routed rows over which the share of neighbouring codes averages
 

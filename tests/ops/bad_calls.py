@@ -350,6 +350,11 @@ LAYER = [
         r"_rank=32, and sym_buffer was made fo",
     ),
     Bad(
+        "more tokens than any buffer holds",
+        lambda: layer_call(x=tokens(1).expand(65537, -1), topk_idx=IDX[:1].expand(65537, -1)),
+        r"max_tokens_per_rank=65537, but kernels take an integer from 1 to 65536",
+    ),
+    Bad(
         "no buffer yet",
         lambda: layer().sym_buffer,
         r"the layer has no buffer before its first call\. Pass num_topk and max",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -208,6 +210,7 @@ def test_an_own_buffer_grows_and_then_stays() -> None:
     moe = layer()
     moe(tokens(), *routing())
     first = moe.sym_buffer
+    address = first.x.data_ptr()
     assert first.num_max_tokens_per_rank == 128
     moe(tokens(128), *routing(128))
     assert moe.sym_buffer is first
@@ -217,6 +220,33 @@ def test_an_own_buffer_grows_and_then_stays() -> None:
     assert torch.equal(y.double(), oracle("fp8_nvfp4", 129))
     assert torch.equal(moe(tokens(), *routing()).double(), oracle("fp8_nvfp4"))
     assert moe.sym_buffer.num_max_tokens_per_rank == 256
+    # A captured graph may still write to what was outgrown.
+    assert not first.is_destroyed
+    assert first.x.data_ptr() == address
+
+
+@pytest.mark.parametrize(
+    ("calls", "capacities"),
+    [
+        ([0, 1, 128, 129, 256, 257], [128, 256, 512]),
+        ([100, 1000, 1025], [128, 1024, 2048]),
+        ([40000, 40065], [40064, 65536]),
+    ],
+)
+def test_growth_doubles_up_to_the_largest_capacity(
+    calls: list[int], capacities: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def make(self: MegaMoE, num_topk: int, capacity: int) -> SimpleNamespace:
+        made.append(capacity)
+        return SimpleNamespace(num_max_tokens_per_rank=capacity)
+
+    monkeypatch.setattr(MegaMoE, "_make_buffer", make)
+    moe = layer()
+    for num_tokens in calls:
+        moe._buffer_for(torch.empty(num_tokens, TOPK, dtype=torch.int64, device="meta"))
+    assert made == capacities
 
 
 def test_sizes_given_at_construction_make_the_buffer_at_once() -> None:

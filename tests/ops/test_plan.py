@@ -108,6 +108,12 @@ def test_the_fused_launch_gets_everything(gpu: RecordingGpu, monkeypatch: pytest
     assert made.num_staged is None
 
 
+def test_a_very_long_timeout_fits_the_field(gpu: RecordingGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGAMOE_JIT_TIMEOUT_S", "1e30")
+    call()
+    assert gpu.mega()[2].timeout_ns == 2**62
+
+
 def test_without_bias_and_statistics_their_addresses_are_null(gpu: RecordingGpu) -> None:
     call()
     _, _, params = gpu.mega()
