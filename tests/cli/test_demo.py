@@ -80,7 +80,8 @@ def test_tensor_maps_describe_a_box_for_each_token_tile(recipe: str) -> None:
     problem = Problem(hidden=256, intermediate=300, num_experts=4, num_topk=2, max_tokens_per_rank=32)
     lines = describe_tensor_maps(problem, get_recipe(recipe), "sm_90a")
     box_k, dtype = (128, "UINT8") if recipe == "fp8_nvfp4" else (64, "BFLOAT16")
-    assert [f"box=({box_k}, {n}) swizzle=128B" in line for n, line in zip((8, 16, 32), lines, strict=True)] == [True] * 3
+    assert len(lines) == 3
+    assert all(f"box=({box_k}, {n}) swizzle=128B" in line for n, line in zip((8, 16, 32), lines, strict=True))
     # 300 intermediate values are padded to 384, and every slot of every token has a row.
     assert all(f"2-D {dtype} dims=(384, 64)" in line for line in lines)
 
