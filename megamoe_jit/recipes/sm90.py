@@ -24,6 +24,7 @@ _MMA_WIDTHS = (64, 128)  # narrower MMAs of a two-pass kernel, for tiles that ar
 # 2.4 % of codes for 128, 256, 512, which is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3.
 _BLOCK_M, _BLOCK_K = 256, 128
 _NUM_CONSUMER_WARPGROUPS, _NUM_ACTS_LOADER_THREADS = 2, 96
+_LOADER_REGISTERS, _CONSUMER_REGISTERS = 72, 208
 _MAX_STAGES = 8
 _TABLE_COPIES = 16  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
@@ -211,9 +212,8 @@ class Sm90Config:
             "num_acts_loader_threads": _NUM_ACTS_LOADER_THREADS,
             "full_arrivals": 1 + _NUM_ACTS_LOADER_THREADS,  # the weight loader and each thread that brings tokens
             "empty_arrivals": 4 * _NUM_CONSUMER_WARPGROUPS,  # each consumer warp
-            # 3 x 128 threads enter with 168 each; 128 x 72 + 256 x 208 fit the same 65,536.
-            "loader_registers": 72,
-            "consumer_registers": 208,
+            "loader_registers": _LOADER_REGISTERS,
+            "consumer_registers": _CONSUMER_REGISTERS,
             "is_fp8": sizes.is_fp8,
             "is_gated": p.activation.gated,
             "act_bytes": sizes.act_bytes,
@@ -309,6 +309,11 @@ def reject(config: Sm90Config) -> str | None:
         return (
             f"block_n={config.block_n} takes two passes, and without a gate a tile's values belong to two scale factors"
         )
+    # setmaxnreg moves registers inside what the block was launched with; asking for more waits for ever.
+    pool = config.num_threads * (config.arch.regs_per_sm // config.num_threads // 8 * 8)
+    wanted = 128 * (_LOADER_REGISTERS + _NUM_CONSUMER_WARPGROUPS * _CONSUMER_REGISTERS)
+    if wanted > pool:
+        return f"the roles want {wanted} registers, and {config.num_threads} threads are launched with {pool}"
     if config.num_stages < 2:
         return f"num_stages={config.num_stages}: loaders and consumers need two stages to overlap"
     if config.smem_bytes > config.arch.max_smem_bytes:

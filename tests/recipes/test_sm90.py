@@ -13,7 +13,7 @@ from megamoe_jit import ActivationSpec, Problem, UnsupportedError, get_arch, get
 from megamoe_jit.jit.source import spell_constants
 from megamoe_jit.layouts.struct import StructLayout
 from megamoe_jit.layouts.weights_sm90 import Sm90Element, sm90_layouts
-from megamoe_jit.recipes import plan_kernels
+from megamoe_jit.recipes import plan_kernels, sm90
 from megamoe_jit.recipes.sm90 import (
     Sm90Config,
     Sm90Shapes,
@@ -124,7 +124,7 @@ def test_registers_of_the_roles_fit_an_sm(problem: Problem, recipe: str) -> None
     constants = config_for_tile(problem, get_recipe(recipe), SM90, 8).constants()
     consumers = int(constants["num_consumer_warpgroups"])
     needed = 128 * (int(constants["loader_registers"]) + consumers * int(constants["consumer_registers"]))
-    assert needed <= SM90.regs_per_sm
+    assert needed <= 384 * 168  # what the launch gives; setmaxnreg only moves registers inside it
     assert constants["loader_registers"] % 8 == constants["consumer_registers"] % 8 == 0  # type: ignore[operator]
     assert constants["num_threads"] == 128 * (1 + consumers)
     assert constants["first_consumer_thread"] == 128
@@ -190,6 +190,15 @@ def test_reasons_to_refuse(bad: Sm90Config, reason: str) -> None:
     given = reject(bad)
     assert given is not None
     assert re.match(reason, given)
+
+
+def test_roles_share_the_registers_of_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """384 threads are launched with 168 registers each; setmaxnreg would wait for ever for more than their sum."""
+    monkeypatch.setattr(sm90, "_CONSUMER_REGISTERS", 216)
+    monkeypatch.setattr(sm90, "_LOADER_REGISTERS", 72)
+    assert reject(config()) is None
+    monkeypatch.setattr(sm90, "_LOADER_REGISTERS", 80)
+    assert reject(config()) == "the roles want 65536 registers, and 384 threads are launched with 64512"
 
 
 def test_no_kernel_is_told_with_the_reason() -> None:
