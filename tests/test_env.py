@@ -36,7 +36,7 @@ def logger() -> Iterator[logging.Logger]:
 @pytest.mark.parametrize(
     ("variable", "text", "value"),
     [
-        (env.CACHE_DIR, "/tmp/kernels", Path("/tmp/kernels")),
+        (env.CACHE_DIR, "/var/kernels", Path("/var/kernels")),
         (env.CACHE_DIR, "~/kernels", Path.home() / "kernels"),
         (env.CACHE_ONLY, "1", True),
         (env.CACHE_ONLY, "off", False),

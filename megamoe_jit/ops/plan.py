@@ -204,6 +204,7 @@ class MoePlan:
                 block=(config.num_threads, 1, 1),
                 smem_bytes=config.smem_bytes,
                 cooperative=True,  # L2 tiles and combine wait for other blocks
+                pdl=True,  # the kernel waits for staging itself (roles/route.cuh)
                 params=(
                     struct_bytes("params", MEGA_MOE_PARAMS.pack(values, peers=(_base(self.buffer),))),
                     tensor_map("acts_map", acts_tensor_map(self.workspace.acts(), config.box_rows)),

@@ -88,7 +88,10 @@ def test_the_fused_launch_gets_everything(gpu: RecordingGpu, monkeypatch: pytest
     config, launched, params = gpu.mega()
     assert (launched.grid, launched.block) == ((NUM_SMS, 1, 1), (config.num_threads, 1, 1))
     assert launched.smem_bytes == config.smem_bytes > 0
-    assert (launched.stream, launched.attributes) == (STREAM, {"COOPERATIVE": 1})
+    assert (launched.stream, launched.attributes) == (
+        STREAM,
+        {"COOPERATIVE": 1, "PROGRAMMATIC_STREAM_SERIALIZATION": 1},
+    )
     assert tuple(params.peers) == (base(made),)
     assert offsets(params) == {part: made.offsets[part] for part in SYM_PARTS}
     for name, tensor in (("l1_weights", l1.data), ("l2_weights", l2.data), ("l1_alphas", l1.alphas)):
