@@ -19,6 +19,7 @@ from megamoe_jit import (
     stage_tokens,
     transform_weights,
 )
+from megamoe_jit.errors import ArgumentError
 from megamoe_jit.ops.tokens import quantize_tokens
 from megamoe_jit.reference.moe import expert_counts, moe_reference
 from megamoe_jit.reference.rounding_points import rounding_points
@@ -396,3 +397,37 @@ def test_expert_parallel_names() -> None:
     made = buffer()
     assert (made.num_experts, made.num_topk, made.hidden, made.intermediate_hidden) == (EXPERTS, TOPK, HIDDEN, 128)
     assert (made.rank, made.experts_start_idx) == (0, 0)
+
+
+def test_a_second_call_is_checked_as_the_first() -> None:
+    """A call that looks like the last one is not checked again; any that differs is."""
+    layer = MegaMoE(MoeWeights.random(4, 64, 64), num_topk=2, max_tokens_per_rank=8)
+    x, topk_idx, topk_weights = torch.randn(4, 64).bfloat16(), torch.zeros(4, 2, dtype=torch.int64), torch.rand(4, 2)
+    y = layer(x, topk_idx, topk_weights, out=torch.empty_like(x))
+    assert torch.equal(layer(x, topk_idx, topk_weights, out=torch.empty_like(x)), y)
+    assert torch.equal(layer(x, topk_idx, topk_weights), y)
+    wide = torch.zeros(4, 4, dtype=torch.int64)
+    for bad, sentence in (
+        ((x.float(), topk_idx, topk_weights), "x is torch.float32"),
+        ((x[:3], topk_idx, topk_weights), "x is torch.bfloat16 \\[3, 64\\]"),
+        ((x, topk_idx.to(torch.int16), topk_weights), "topk_idx is torch.int16"),
+        ((x, wide[:, ::2], topk_weights), "topk_idx .* has strides"),
+        ((x, topk_idx, topk_weights.double()), "topk_weights is torch.float64"),
+        ((x, topk_idx, topk_weights.to("meta")), "topk_weights is on meta"),
+        ((x, topk_idx, None), "topk_weights is a NoneType"),
+    ):
+        with pytest.raises(ArgumentError, match=sentence):
+            layer(*bad)  # type: ignore[arg-type]
+        assert torch.equal(layer(x, topk_idx, topk_weights), y)
+    for bad_out, sentence in (
+        (torch.empty(4, 64), "y is torch.float32"),
+        (torch.empty(64, 4).bfloat16().T, "y .* has strides"),
+        (torch.empty(4, 64, dtype=torch.bfloat16, requires_grad=True), "requires grad"),
+    ):
+        layer(x, topk_idx, topk_weights, out=torch.empty_like(x))
+        with pytest.raises(ArgumentError, match=sentence):
+            layer(x, topk_idx, topk_weights, out=bad_out)
+    layer(x, topk_idx, topk_weights)
+    layer.sym_buffer.destroy()
+    with pytest.raises(ArgumentError, match="destroyed"):
+        layer(x, topk_idx, topk_weights)
