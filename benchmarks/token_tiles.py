@@ -21,15 +21,16 @@ from megamoe_jit.ops.moe import MegaMoE
 from megamoe_jit.ops.weights import transform_weights
 from megamoe_jit.recipes import choose
 from megamoe_jit.recipes.problem import Problem
-from megamoe_jit.recipes.recipe import get_recipe
-from megamoe_jit.recipes.sm90 import token_tiles
+from megamoe_jit.recipes.recipe import Element, get_recipe
+from megamoe_jit.recipes.sm90 import ONE_PASS_TILES, TWO_PASS_TILES, token_tiles
 
+TILES = (*ONE_PASS_TILES, *TWO_PASS_TILES[Element.E4M3])
 TOKENS = (1, 8, 32, 64, 128, 256, 1024, 2048, 4096, 8192)
 COLUMNS = (
     Column(key="recipe", heading="recipe"),
     Column(key="num_tokens", heading="tokens"),
     Column(key="mean", heading="mean tokens an expert", format=".1f"),
-    *(Column(key=f"us_{tile}", heading=f"{tile}, us", format=".0f") for tile in (8, 16, 32, 64, 128)),
+    *(Column(key=f"us_{tile}", heading=f"{tile}, us", format=".0f") for tile in TILES),
     Column(key="chosen", heading="chosen"),
 )
 _MOST_TILES = 6  # of an expert; narrower tiles are hopeless and take long
@@ -59,7 +60,7 @@ def main() -> int:
             topk_idx, topk_weights = routing(generator, num_tokens, shape)
             y, mean = torch.empty_like(x), problem.tokens_per_expert(num_tokens)
             row: dict[str, Cell] = {"recipe": recipe.name, "num_tokens": num_tokens, "mean": mean}
-            row |= {f"us_{tile}": None for tile in (8, 16, 32, 64, 128)}
+            row |= {f"us_{tile}": None for tile in TILES}
             row["chosen"] = choose.token_tile(problem, recipe, num_tokens)
             for tile in token_tiles(problem, recipe):
                 if mean > tile * _MOST_TILES and tile < 64:

@@ -337,7 +337,7 @@ class MegaMoE:
         return y
 
     def _check(self, buffer: SymmBuffer, x: Tensor, topk_idx: Tensor, topk_weights: Tensor, out: Tensor | None) -> None:
-        """Raise ArgumentError unless the arguments fit; what looks like the last call's needs no second look (3 us)."""
+        """Raise ArgumentError unless the arguments fit; what looks like the last call's needs no second look."""
         try:
             look = (
                 buffer,

@@ -191,7 +191,6 @@ class Sm90Config:
             "num_topk": p.num_topk,
             "topk_idx_bytes": p.topk_idx_bytes,
             "hidden": p.hidden,
-            "hidden_k": sizes.hidden_k,
             "hidden_padded": sizes.hidden_padded,
             "intermediate_padded": sizes.intermediate_padded,
             "l1_rows": sizes.l1_rows,

@@ -38,7 +38,8 @@ def kernels(recipe: str, activation: ActivationSpec) -> dict[str, KernelDescript
 
 
 KERNELS = kernels("fp8_nvfp4", ActivationSpec()) | kernels("bf16_mxfp4", ActivationSpec.swigluoai())
-IN_FULL = ("stage_tokens_fp8_nvfp4", "mega_moe_sm90_fp8_nvfp4_n16", "mega_moe_sm90_bf16_mxfp4_n16")
+# One of each template family: other recipes render the same files but for config.cuh, which has golden files of its own.
+IN_FULL = ("stage_tokens_fp8_nvfp4", "mega_moe_sm90_fp8_nvfp4_n16")
 
 
 def compare(path: Path, text: str, update: bool) -> None:

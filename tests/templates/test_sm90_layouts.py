@@ -15,6 +15,7 @@ from megamoe_jit.jit.compile import CompileOptions, compile_source
 from megamoe_jit.jit.places import templates_dir
 from megamoe_jit.jit.render import render
 from megamoe_jit.layouts.struct import StructLayout
+from megamoe_jit.layouts.weights_sm90 import Sm90Element, sm90_token_permutation
 from megamoe_jit.recipes.params import MEGA_MOE_PARAMS, STAGING_PARAMS, ParamBlock
 from megamoe_jit.recipes.sm90 import ACTIVATION_CODES, Sm90Config, Sm90StagingConfig
 from megamoe_jit.recipes.waits import WAITS
@@ -180,3 +181,17 @@ def test_the_error_record_is_read_as_it_is_written() -> None:
 def test_activation_codes() -> None:
     codes = enumerators("Activation", "mega_moe/activation.cuh")
     assert {name.removeprefix("k").lower(): code for name, code in codes.items()} == ACTIVATION_CODES
+
+
+@pytest.mark.parametrize("element", Sm90Element)
+def test_the_k_order_of_tokens_is_pythons(element: Sm90Element) -> None:
+    """Every position of two blocks of 64, as the weight side permutes them; a shifted one does not compile."""
+    natural = sm90_token_permutation(element).tolist()
+    position = {k: place for place, k in enumerate(natural)}
+    order = f"layout::TokenOrder<{'true' if element is Sm90Element.E4M3 else 'false'}>::position"
+    include = '#include "layout/token_order.cuh"\n'
+    config = next(iter(FUSED_FOR_LAYOUTS.values()))
+    asserts = "".join(f"static_assert({order}({k}) == {k // 64 * 64 + position[k % 64]});\n" for k in range(128))
+    compile_with(config, include + asserts)
+    with pytest.raises(CompileError, match="static assertion failed"):
+        compile_with(config, include + f"static_assert({order}(5) == {position[5] + 4});\n")

@@ -11,7 +11,6 @@ constexpr uint32_t kNumLocalExperts = 32;
 constexpr uint32_t kNumTopk = 4;
 constexpr uint32_t kTopkIdxBytes = 8;
 constexpr uint32_t kHidden = 2880;
-constexpr uint32_t kHiddenK = 2944;
 constexpr uint32_t kHiddenPadded = 3072;
 constexpr uint32_t kIntermediatePadded = 2944;
 constexpr uint32_t kL1Rows = 5888;
