@@ -38,7 +38,7 @@ def kernels(recipe: str, activation: ActivationSpec) -> dict[str, KernelDescript
 
 
 KERNELS = kernels("fp8_nvfp4", ActivationSpec()) | kernels("bf16_mxfp4", ActivationSpec.swigluoai())
-# One of each template family: other recipes render the same files but for config.cuh, which has golden files of its own.
+# One a template family: other recipes differ in config.cuh only, which has golden files of its own.
 IN_FULL = ("stage_tokens_fp8_nvfp4", "mega_moe_sm90_fp8_nvfp4_n16")
 
 
