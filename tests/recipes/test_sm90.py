@@ -69,12 +69,14 @@ def test_kernel_and_weight_transform_pad_alike(
     constants = Sm90Config(problem=problem, recipe=get_recipe(recipe), arch=SM90, block_n=8, num_stages=2).constants()
     element = Sm90Element(get_recipe(recipe).weights.element.value)
     l1, l2 = sm90_layouts(hidden=hidden, intermediate=intermediate, gated=activation.gated, element=element)
-    block = constants["weight_block_bytes"] if "weight_block_bytes" in constants else constants["weight_stage_bytes"]
+    block = constants["weight_block_bytes"]
     assert isinstance(block, int)
     for layout, tiles, stages in ((l1, "l1_m_tiles", "l1_k_stages"), (l2, "l2_m_tiles", "l2_k_stages")):
         assert layout.bytes_per_expert == int(constants[tiles]) * int(constants[stages]) * block
     assert l1.padded_rows * l1.branches == constants["l1_rows"]
-    assert (l1.padded_k, l1.padded_rows) == (constants["hidden_k"], constants["intermediate_padded"])
+    assert l1.padded_k * int(constants["act_bytes"]) == constants["token_row_bytes"]
+    assert l1.padded_k == int(constants["l1_k_stages"]) * int(constants["block_k"])
+    assert l1.padded_rows == constants["intermediate_padded"]
     assert (l2.padded_rows, l2.padded_k) == (constants["hidden_padded"], constants["intermediate_padded"])
 
 
