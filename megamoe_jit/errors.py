@@ -51,3 +51,28 @@ class RankMismatchError(MegaMoeError):
 
 class LaunchError(MegaMoeError):
     """The driver refused a launch, or a kernel stopped itself (a wait that timed out) and said why."""
+
+
+class EmulatorFault(MegaMoeError):
+    """A kernel did something that the emulator reports; the message says what, who and where.
+
+    Attributes:
+        report: `megamoe_jit.emulator.Report` with the parts of the message, or None.
+    """
+
+    def __init__(self, message: str, *, report: object = None) -> None:
+        """Keep the message and its parts."""
+        super().__init__(message)
+        self.report = report
+
+
+class MemoryFault(EmulatorFault):
+    """An emulated access is outside of every allocation, misaligned, or in memory that the thread may not touch."""
+
+
+class RaceFault(EmulatorFault):
+    """Emulated accesses collide: nothing orders them, or a fence between proxies is missing."""
+
+
+class DeadlockFault(EmulatorFault):
+    """No emulated warp can go on; the message says what each of them waits for."""

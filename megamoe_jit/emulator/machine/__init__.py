@@ -1,0 +1,1 @@
+"""What runs: grids, clusters, CTAs, warps, their barriers, asynchronous work, and who goes next."""
