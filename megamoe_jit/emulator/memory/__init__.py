@@ -1,0 +1,1 @@
+"""Memory of the emulated device: address spaces, allocations, tensor maps, tensor memory."""
