@@ -67,3 +67,10 @@ STAGING_PARAMS = ParamBlock(
     quads=(*(f"sym_{part}" for part in SYM_PARTS), "base", "x", "x_sf", "topk_idx", "topk_weights", "x_stride_bytes"),
     words=(("topk_idx_bytes", "I"), ("num_tokens", "I")),
 )
+
+# templates/gemm/params.cuh
+GEMM_PARAMS = ParamBlock(
+    has_peer_table=False,
+    quads=("expert_ends", "alphas", "y", "y_stride", "error_record", "timeout_ns"),
+    words=(),
+)

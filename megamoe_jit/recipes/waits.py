@@ -6,4 +6,6 @@ WAITS: dict[int, str] = {
     3: "the list of an expert's routed tokens",
     4: "the L1 tiles of a token tile",
     5: "all L2 tiles",
+    6: "the MMAs of a tile",
+    7: "an accumulator to be free (the epilogue to release it)",
 }

@@ -248,6 +248,8 @@ enum class WaitFor : uint32_t {
     kRoutedList = 3,    // token loader: the list of an expert's tokens
     kL1Tiles = 4,       // token loader: L1 of a token tile, before L2 reads it
     kL2Tiles = 5,       // combine: all L2 tiles
+    kAccumFull = 6,     // epilogue: the MMAs of a tile
+    kAccumEmpty = 7,    // mma: the epilogue to release an accumulator
 };
 
 // Host-readable record, written once by the first thread that gives up. Layout: runtime/memory.py.
