@@ -68,7 +68,7 @@ STAGING_PARAMS = ParamBlock(
     words=(("topk_idx_bytes", "I"), ("num_tokens", "I")),
 )
 
-# templates/gemm/params.cuh
+# templates/gemm/gemm_params.cuh
 GEMM_PARAMS = ParamBlock(
     has_peer_table=False,
     quads=("expert_ends", "alphas", "y", "y_stride", "error_record", "timeout_ns"),

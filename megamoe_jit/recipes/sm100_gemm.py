@@ -125,7 +125,7 @@ class Sm100GemmConfig:
         return max(32, 1 << (needed - 1).bit_length())
 
     def shared_storage(self) -> StructLayout:
-        """Return the twin of `SharedStorage` in templates/gemm/storage.cuh."""
+        """Return the twin of `SharedStorage` in templates/gemm/gemm_storage.cuh."""
         s = self.num_stages
         return struct_layout(
             ("weights", s * _BLOCK_M * _ROW_BYTES, 1024),

@@ -7,7 +7,7 @@
 //
 // The smallest kernel with every instruction of the fused one. Weights are the M operand and tokens the N operand, so that few
 // tokens waste little. With kCtaGroup 2 a pair of CTAs has one tile of 256 weight rows, and each loads half of the tokens.
-#include "gemm/context.cuh"
+#include "gemm/gemm_context.cuh"
 #include "gemm/roles/epilogue.cuh"
 #include "gemm/roles/load.cuh"
 #include "gemm/roles/mma.cuh"

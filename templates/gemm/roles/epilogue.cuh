@@ -3,7 +3,7 @@
 // Produces:   y in BF16, one bulk copy of up to 128 values a token; releases accumulators on the even CTA's empty barrier
 // Registers:  32 values at a time
 #pragma once
-#include "gemm/context.cuh"
+#include "gemm/gemm_context.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/fence.cuh"
 #include "ptx/tcgen05.cuh"

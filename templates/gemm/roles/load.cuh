@@ -3,7 +3,7 @@
 // Produces:   a stage of weights, tokens and both scale factors; bytes of both CTAs complete on the even one's full barrier
 // Registers:  few
 #pragma once
-#include "gemm/context.cuh"
+#include "gemm/gemm_context.cuh"
 #include "ptx/tma_sm100.cuh"
 
 namespace roles {

@@ -6,7 +6,7 @@
 // Scale factors of a stage go to tensor memory right before the MMAs that read them, always to the same columns. Copies and
 // MMAs of one thread run in order as cp -> mma; that a later cp does not overtake an mma is how all public kernels use it.
 #pragma once
-#include "gemm/context.cuh"
+#include "gemm/gemm_context.cuh"
 #include "layout/umma.cuh"
 #include "ptx/tcgen05.cuh"
 

@@ -1,7 +1,7 @@
 // One tile order that every role walks: expert by expert, weight rows outside, tokens inside.
 #pragma once
 #include "config.cuh"
-#include "gemm/params.cuh"
+#include "gemm/gemm_params.cuh"
 #include "types.cuh"
 
 namespace gemm {

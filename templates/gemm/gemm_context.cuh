@@ -1,8 +1,8 @@
 // What every role of the kernel is given.
 #pragma once
 #include "comm/wait.cuh"
-#include "gemm/scheduler.cuh"
-#include "gemm/storage.cuh"
+#include "gemm/gemm_scheduler.cuh"
+#include "gemm/gemm_storage.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/copy.cuh"
 
