@@ -100,7 +100,7 @@ class Symbol:
     """Address of a variable, parameter or function, plus `offset`.
 
     Look `name` up in `Function.variables` (shared, local), then in its `params`, then in `PtxModule.globals` and
-    `PtxModule.functions`; the name of a branch table is in `Function.branch_tables`.
+    `PtxModule.functions`; what a `call` names may be in none of them (`vprintf`). The name of a branch table is in `Function.branch_tables`.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Special:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelOp:
-    """A label; `target` is the index of the instruction that follows it (the number of instructions at the end)."""
+    """A label; `target` is the index of the instruction that follows it."""
 
     name: str
     target: int
@@ -246,10 +246,12 @@ class Param:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Function:
-    """An entry with its calls inlined, or a device function as written.
+    """An entry, with the device functions that it calls inlined.
 
     Attributes:
-        params: of an entry, in order.
+        is_entry: true (device functions are not kept).
+        params: in order.
+        instructions: the last one never falls through, so that every label has an instruction.
         registers: in the order of their indices.
         labels: name -> index of the instruction that follows.
         branch_tables: name of a `.branchtargets` list -> indices.
@@ -300,7 +302,7 @@ class PtxModule:
     Attributes:
         version: PTX ISA version, (8, 7).
         target: `sm_100a`.
-        functions: entries and device functions that have a body, by name.
+        functions: the entries, by name.
         globals: variables of spaces global and const, by name (string literals are among them).
         files: number -> path, from `.file`.
     """
@@ -314,4 +316,4 @@ class PtxModule:
     @property
     def entries(self) -> tuple[Function, ...]:
         """The functions that can be launched."""
-        return tuple(function for function in self.functions.values() if function.is_entry)
+        return tuple(self.functions.values())
