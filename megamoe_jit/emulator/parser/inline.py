@@ -320,7 +320,7 @@ class _Call:
 
 
 def lower_params(flat: Flat) -> None:
-    """Turn `.param` variables of calls into registers where all accesses take a whole scalar, else into local memory."""
+    """Turn `.param` variables of calls into registers where all accesses are of the whole, else into local memory."""
     names = flat.names
     variables = names.param_variables
     if not variables:

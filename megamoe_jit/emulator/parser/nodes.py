@@ -100,7 +100,8 @@ class Symbol:
     """Address of a variable, parameter or function, plus `offset`.
 
     Look `name` up in `Function.variables` (shared, local), then in its `params`, then in `PtxModule.globals` and
-    `PtxModule.functions`; what a `call` names may be in none of them (`vprintf`). The name of a branch table is in `Function.branch_tables`.
+    `PtxModule.functions`; what a `call` names may be in none of them (`vprintf`).
+    The name of a branch table is in `Function.branch_tables`.
     """
 
     name: str
