@@ -37,7 +37,7 @@ class ParamBlock:
         return 8 * (before + len(self.quads)) + 4 * [word for word, _ in self.words].index(name)
 
 
-# templates/mega_moe/params.cuh
+# templates/mega_moe/params_sm90.cuh
 MEGA_MOE_PARAMS = ParamBlock(
     has_peer_table=True,
     quads=(

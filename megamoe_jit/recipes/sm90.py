@@ -153,7 +153,7 @@ class Sm90Config:
         return self.pass_m // 2 * self.block_n if self.num_passes > 1 and self.shapes.is_fp8 else 1
 
     def shared_storage(self) -> StructLayout:
-        """Return the twin of `SharedStorage` in templates/mega_moe/storage.cuh."""
+        """Return the twin of `SharedStorage` in templates/mega_moe/storage_sm90.cuh."""
         e, n, s = self.problem.num_local_experts, self.block_n, self.num_stages
         schedule_bytes = 4 * (2 * (e + 1) + self.num_threads // 32)
         return struct_layout(
@@ -214,6 +214,7 @@ class Sm90Config:
             "loader_registers": _LOADER_REGISTERS,
             "consumer_registers": _CONSUMER_REGISTERS,
             "is_fp8": sizes.is_fp8,
+            "has_token_scales": sizes.is_fp8,
             "is_gated": p.activation.gated,
             "act_bytes": sizes.act_bytes,
             "token_k_bytes": _BLOCK_K * sizes.act_bytes,
@@ -245,7 +246,7 @@ class Sm90Config:
 
         A box is given outermost first: L2 reads activations by box_rows rows of 128 bytes, the swizzle's span.
         """
-        return {"wgmma_n": self.mma_widths, "tma_boxes": (("acts_map", self.box_rows, 128 // self.shapes.act_bytes),)}
+        return {"family": "sm90", "wgmma_n": self.mma_widths, "tma_boxes": (("acts_map", self.box_rows, 128 // self.shapes.act_bytes),)}
 
     @property
     def box_rows(self) -> int:

@@ -1,25 +1,4 @@
-// What every role of the kernel is given.
+// For roles that all families share: the context of the kernel's own family. Each declares Params, Schedule, Context,
+// kNumConsumerThreads and sync_consumers (consumers are the warps with epilogues, which combine at the end).
 #pragma once
-#include "mega_moe/params.cuh"
-#include "mega_moe/scheduler.cuh"
-#include "mega_moe/storage.cuh"
-#include "ptx/copy.cuh"
-#include "ptx/warp.cuh"
-
-namespace mega_moe {
-
-struct Context {
-    const Params& params;
-    const ptx::TensorMap* acts_map;
-    SharedStorage& smem;
-    Scheduler scheduler;
-    comm::Watchdog watchdog;
-};
-
-// Named barrier ids; 0 is __syncthreads.
-constexpr uint32_t kConsumerBarrier = 1;
-constexpr uint32_t kNumConsumerThreads = config::kNumConsumerWarpgroups * 128;
-
-__device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBarrier, kNumConsumerThreads); }
-
-}  // namespace mega_moe
+#include "mega_moe/context_${ family }.cuh"

@@ -5,7 +5,7 @@
 //   warps 1 .. 3   load_acts                tokens by index (L1), activations by TMA (L2)
 //   warps 4 .. 11  mma, epilogue_l1/l2      decode in registers, wgmma, activation, requantise; partials
 //                  combine, cleanup         weighted sum to y
-#include "mega_moe/context.cuh"
+#include "mega_moe/context_sm90.cuh"
 #include "mega_moe/roles/cleanup.cuh"
 #include "mega_moe/roles/combine.cuh"
 #include "mega_moe/roles/epilogue_l1_sm90.cuh"

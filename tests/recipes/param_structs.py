@@ -19,7 +19,7 @@ class SymOffsets(ctypes.Structure):
 
 
 class MegaMoeParams(ctypes.Structure):
-    """templates/mega_moe/params.cuh, for one rank."""
+    """templates/mega_moe/params_sm90.cuh, for one rank."""
 
     _fields_ = (
         ("peers", c_uint64 * 1),

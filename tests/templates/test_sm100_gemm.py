@@ -26,7 +26,7 @@ def config(
         kind=MMA_KINDS[recipe],
         num_experts=4,
         n=512,
-        k=512,
+        k=8192,
         block_n=block_n,
         cta_group=cta_group,
     )

@@ -90,25 +90,25 @@ def part_names(layout: StructLayout) -> list[str]:
 def test_shared_memory_is_where_python_plans_it(name: str) -> None:
     config = FUSED_FOR_LAYOUTS[name]
     planned = config.shared_storage()
-    assert members("SharedStorage", "mega_moe/storage.cuh") == part_names(planned)
+    assert members("SharedStorage", "mega_moe/storage_sm90.cuh") == part_names(planned)
     sizes = "".join(
         f"static_assert(sizeof(mega_moe::SharedStorage::{field.name}) == {field.num_bytes});\n"
         for field in planned.fields
     )
     asserts = offset_asserts("mega_moe::SharedStorage", planned.offsets()) + sizes
-    compile_with(config, '#include "mega_moe/storage.cuh"\n' + asserts)
+    compile_with(config, '#include "mega_moe/storage_sm90.cuh"\n' + asserts)
     last = part_names(planned)[-1]
     wrong = offset_asserts("mega_moe::SharedStorage", {last: planned.offsets()[last] + 8})
     with pytest.raises(CompileError, match=rf'static assertion failed with "{last}"|{last}'):
-        compile_with(config, '#include "mega_moe/storage.cuh"\n' + wrong)
+        compile_with(config, '#include "mega_moe/storage_sm90.cuh"\n' + wrong)
 
 
 def test_fused_params_are_where_python_packs_them() -> None:
     config = next(iter(FUSED_FOR_LAYOUTS.values()))
     offsets = param_offsets(MEGA_MOE_PARAMS)
-    compile_with(config, '#include "mega_moe/params.cuh"\n' + offset_asserts("mega_moe::Params", offsets))
+    compile_with(config, '#include "mega_moe/params_sm90.cuh"\n' + offset_asserts("mega_moe::Params", offsets))
     named = [name for name in offsets if "." not in name]
-    assert members("Params", "mega_moe/params.cuh") == ["peers", "sym", *named]
+    assert members("Params", "mega_moe/params_sm90.cuh") == ["peers", "sym", *named]
     in_sym = [name.removeprefix("sym.") for name in offsets if "." in name]
     assert members("SymOffsets", "comm/peers.cuh") == in_sym
 
@@ -123,12 +123,12 @@ def test_staging_params_are_where_python_packs_them() -> None:
 
 
 WRONG_CONSTANTS = [  # constant, the template whose assertion must fail, header that has it
-    ("smem_bytes", "mega_moe/storage.cuh"),
-    ("num_stages", "mega_moe/storage.cuh"),
-    ("num_local_experts", "mega_moe/storage.cuh"),
-    ("token_stage_bytes", "mega_moe/storage.cuh"),
-    ("param_bytes", "mega_moe/params.cuh"),
-    ("num_ranks", "mega_moe/params.cuh"),
+    ("smem_bytes", "mega_moe/storage_sm90.cuh"),
+    ("num_stages", "mega_moe/storage_sm90.cuh"),
+    ("num_local_experts", "mega_moe/storage_sm90.cuh"),
+    ("token_stage_bytes", "mega_moe/storage_sm90.cuh"),
+    ("param_bytes", "mega_moe/params_sm90.cuh"),
+    ("num_ranks", "mega_moe/params_sm90.cuh"),
 ]
 
 

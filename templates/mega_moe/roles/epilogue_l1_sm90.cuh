@@ -9,7 +9,7 @@
 #pragma once
 #include "layout/token_order.cuh"
 #include "mega_moe/activation.cuh"
-#include "mega_moe/context.cuh"
+#include "mega_moe/context_sm90.cuh"
 #include "mega_moe/roles/mma_sm90.cuh"
 
 namespace roles {

@@ -6,7 +6,7 @@
 // The weight transform orders L2's rows so that a thread's sums of a column are neighbours: hidden index in the tile
 // = 128 (m64 / 2) + 32 warp + 4 (lane / 4) + 2 (m64 % 2) + half, for 64-row tile m64 of the block's four.
 #pragma once
-#include "mega_moe/context.cuh"
+#include "mega_moe/context_sm90.cuh"
 #include "mega_moe/roles/epilogue_l1_sm90.cuh"
 #include "mega_moe/roles/mma_sm90.cuh"
 

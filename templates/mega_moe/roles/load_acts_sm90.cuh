@@ -5,7 +5,7 @@
 // Registers:  config::kLoaderRegisters
 #pragma once
 #include "layout/gmma.cuh"
-#include "mega_moe/context.cuh"
+#include "mega_moe/context_sm90.cuh"
 #include "ptx/fence.cuh"
 
 namespace roles {

@@ -4,7 +4,7 @@
 //             a tile in two passes brings half of each block at a time
 // Registers:  config::kLoaderRegisters
 #pragma once
-#include "mega_moe/context.cuh"
+#include "mega_moe/context_sm90.cuh"
 #include "ptx/fence.cuh"
 
 namespace roles {

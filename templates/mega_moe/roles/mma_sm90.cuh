@@ -9,7 +9,7 @@
 // A tile of up to 64 tokens is one pass over its 256 weight rows; wider ones take two passes of 128 rows, for want of registers.
 #pragma once
 #include "layout/gmma.cuh"
-#include "mega_moe/context.cuh"
+#include "mega_moe/context_sm90.cuh"
 #include "mega_moe/decode_fp4.cuh"
 #include "ptx/fence.cuh"
 #include "ptx/wgmma.cuh"

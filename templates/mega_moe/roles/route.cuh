@@ -54,7 +54,7 @@ __device__ __forceinline__ void build_schedule(const mega_moe::Params& params, m
 __device__ __forceinline__ void put_row(const mega_moe::Params& params, uint32_t row, uint32_t slot) {
     params.routed[row] = slot;
     params.routed_weights[row] = comm::part<const float>(params.peers, 0, params.sym.topk_weights)[slot];
-    if constexpr (config::kIsFp8) params.routed_sf[row] = comm::part<const float>(params.peers, 0, params.sym.token_sf)[slot / config::kNumTopk];
+    if constexpr (config::kHasTokenScales) params.routed_sf[row] = comm::part<const float>(params.peers, 0, params.sym.token_sf)[slot / config::kNumTopk];
 }
 
 // Writes the slots that chose `expert`, in order, to params.routed. Each warp owns a run of slots: count, sum over warps, write.

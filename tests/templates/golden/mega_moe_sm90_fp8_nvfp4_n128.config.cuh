@@ -34,6 +34,7 @@ constexpr uint32_t kEmptyArrivals = 8;
 constexpr uint32_t kLoaderRegisters = 72;
 constexpr uint32_t kConsumerRegisters = 208;
 constexpr bool kIsFp8 = true;
+constexpr bool kHasTokenScales = true;
 constexpr bool kIsGated = true;
 constexpr uint32_t kActBytes = 1;
 constexpr uint32_t kTokenKBytes = 128;

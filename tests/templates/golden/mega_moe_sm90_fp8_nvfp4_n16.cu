@@ -7,10 +7,10 @@
 //   warps 1 .. 3   load_acts                tokens by index (L1), activations by TMA (L2)
 //   warps 4 .. 11  mma, epilogue_l1/l2      decode in registers, wgmma, activation, requantise; partials
 //                  combine, cleanup         weighted sum to y
-#line 1 "/mega_moe/context.cuh"
+#line 1 "/mega_moe/context_sm90.cuh"
 // What every role of the kernel is given.
 //#pragma once
-#line 1 "/mega_moe/params.cuh"
+#line 1 "/mega_moe/params_sm90.cuh"
 // What a launch is told. Python packs the same fields in the same order (recipes/params.py) and config::kParamBytes ties the two.
 //#pragma once
 #line 1 "/comm/peers.cuh"
@@ -68,6 +68,7 @@ constexpr uint32_t kEmptyArrivals = 8;
 constexpr uint32_t kLoaderRegisters = 72;
 constexpr uint32_t kConsumerRegisters = 208;
 constexpr bool kIsFp8 = true;
+constexpr bool kHasTokenScales = true;
 constexpr bool kIsGated = true;
 constexpr uint32_t kActBytes = 1;
 constexpr uint32_t kTokenKBytes = 128;
@@ -128,7 +129,7 @@ __device__ __forceinline__ int32_t routed_expert(const PeerTable& peers, const S
 }
 
 }  // namespace comm
-#line 4 "/mega_moe/params.cuh"
+#line 4 "/mega_moe/params_sm90.cuh"
 #line 1 "/comm/wait.cuh"
 // Waits that end: each has a time-out, and leaves a record of who waited for what before it stops the kernel.
 //#pragma once
@@ -307,7 +308,7 @@ __device__ __forceinline__ void wait_counter(const Watchdog& watchdog, const uin
 }
 
 }  // namespace comm
-#line 5 "/mega_moe/params.cuh"
+#line 5 "/mega_moe/params_sm90.cuh"
 //#include "config.cuh"
 //#include "types.cuh"
 
@@ -347,18 +348,34 @@ struct Params {
 static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs other fields");
 
 }  // namespace mega_moe
-#line 4 "/mega_moe/context.cuh"
-#line 1 "/mega_moe/scheduler.cuh"
+#line 4 "/mega_moe/context_sm90.cuh"
+#line 1 "/mega_moe/scheduler_sm90.cuh"
 // One tile order that every role walks: all L1 tiles, then all L2 tiles; expert by expert, weight rows outside, tokens inside.
 //
 // Block b takes tiles b, b + gridDim.x, ... Tokens are innermost, so neighbouring blocks read the same weights at the same time.
 // An L2 tile waits only for L1 tiles, which come earlier in every block's walk: with all blocks resident nothing can lock up.
 //#pragma once
 //#include "config.cuh"
-#line 1 "/mega_moe/storage.cuh"
+#line 1 "/mega_moe/storage_sm90.cuh"
 // Shared memory of the sm_90a kernel. Python plans the same struct (recipes/sm90.py) and the assert below ties the two.
 //#pragma once
 //#include "config.cuh"
+#line 1 "/mega_moe/schedule.cuh"
+// Where each expert's routed rows and token tiles begin; every block computes the same.
+//#pragma once
+//#include "config.cuh"
+//#include "types.cuh"
+
+namespace mega_moe {
+
+struct Schedule {
+    uint32_t row_begin[config::kNumLocalExperts + 1];   // in the list of routed tokens, expert by expert
+    uint32_t tile_begin[config::kNumLocalExperts + 1];  // token tiles of kBlockN rows
+    uint32_t warp_counts[config::kNumThreads / 32];     // scratch of the routing scan
+};
+
+}  // namespace mega_moe
+#line 5 "/mega_moe/storage_sm90.cuh"
 #line 1 "/pipeline/ring.cuh"
 // A ring of shared-memory stages between loaders and consumers: one full and one empty barrier a stage.
 //#pragma once
@@ -407,17 +424,10 @@ __device__ __forceinline__ void wait_full(const comm::Watchdog& watchdog, RingBa
 }
 
 }  // namespace pipeline
-#line 5 "/mega_moe/storage.cuh"
+#line 6 "/mega_moe/storage_sm90.cuh"
 //#include "types.cuh"
 
 namespace mega_moe {
-
-// Where each expert's rows and token tiles begin; every block computes the same.
-struct Schedule {
-    uint32_t row_begin[config::kNumLocalExperts + 1];   // in the pool of routed tokens
-    uint32_t tile_begin[config::kNumLocalExperts + 1];  // token tiles of kBlockN rows
-    uint32_t warp_counts[config::kNumThreads / 32];     // scratch of the routing scan
-};
 
 struct SharedStorage {
     alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
@@ -436,7 +446,7 @@ struct SharedStorage {
 static_assert(sizeof(SharedStorage) == config::kSmemBytes, "recipes/sm90.py plans another shared memory");
 
 }  // namespace mega_moe
-#line 8 "/mega_moe/scheduler.cuh"
+#line 8 "/mega_moe/scheduler_sm90.cuh"
 //#include "types.cuh"
 
 namespace mega_moe {
@@ -489,8 +499,8 @@ struct Scheduler {
 };
 
 }  // namespace mega_moe
-#line 5 "/mega_moe/context.cuh"
-//#include "mega_moe/storage.cuh"
+#line 5 "/mega_moe/context_sm90.cuh"
+//#include "mega_moe/storage_sm90.cuh"
 #line 1 "/ptx/copy.cuh"
 // Asynchronous copies into shared memory: bulk and tensor copies (TMA), and cp.async with an mbarrier arrival.
 // PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy".
@@ -546,7 +556,7 @@ __device__ __forceinline__ void cp_async_mbarrier_arrive(uint32_t barrier) {
 }
 
 }  // namespace ptx
-#line 7 "/mega_moe/context.cuh"
+#line 7 "/mega_moe/context_sm90.cuh"
 #line 1 "/ptx/warp.cuh"
 // Warps and blocks: barriers, registers, election. PTX ISA, "barrier", "setmaxnreg", "elect.sync".
 //#pragma once
@@ -570,7 +580,7 @@ __device__ __forceinline__ void setmaxnreg_dec() {
 }
 
 }  // namespace ptx
-#line 8 "/mega_moe/context.cuh"
+#line 8 "/mega_moe/context_sm90.cuh"
 
 namespace mega_moe {
 
@@ -596,7 +606,12 @@ __device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBa
 // Produces:   the last block to leave sets every counter back to zero for the next launch
 // Registers:  config::kConsumerRegisters
 //#pragma once
-//#include "mega_moe/context.cuh"
+#line 1 "/mega_moe/context.cuh"
+// For roles that all families share: the context of the kernel's own family. Each declares Params, Schedule, Context,
+// kNumConsumerThreads and sync_consumers (consumers are the warps with epilogues, which combine at the end).
+//#pragma once
+//#include "mega_moe/context_sm90.cuh"
+#line 7 "/mega_moe/roles/cleanup.cuh"
 
 namespace roles {
 
@@ -828,7 +843,7 @@ __device__ __forceinline__ float activate(float value) {
 
 }  // namespace mega_moe
 #line 12 "/mega_moe/roles/epilogue_l1_sm90.cuh"
-//#include "mega_moe/context.cuh"
+//#include "mega_moe/context_sm90.cuh"
 #line 1 "/mega_moe/roles/mma_sm90.cuh"
 // Role: mma (two consumer warpgroups; each multiplies half of a pass's weight rows by all tokens of the tile)
 // Waits for:  a stage's full barrier
@@ -871,7 +886,7 @@ constexpr uint64_t kDescriptorStep = 32 >> 4;
 
 }  // namespace layout
 #line 12 "/mega_moe/roles/mma_sm90.cuh"
-//#include "mega_moe/context.cuh"
+//#include "mega_moe/context_sm90.cuh"
 #line 1 "/mega_moe/decode_fp4.cuh"
 // FP4 weights to wgmma A fragments, in registers. Formats of the packed words: layouts/weights_sm90.py.
 //
@@ -1381,7 +1396,7 @@ __device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::T
 // The weight transform orders L2's rows so that a thread's sums of a column are neighbours: hidden index in the tile
 // = 128 (m64 / 2) + 32 warp + 4 (lane / 4) + 2 (m64 % 2) + half, for 64-row tile m64 of the block's four.
 //#pragma once
-//#include "mega_moe/context.cuh"
+//#include "mega_moe/context_sm90.cuh"
 //#include "mega_moe/roles/epilogue_l1_sm90.cuh"
 //#include "mega_moe/roles/mma_sm90.cuh"
 
@@ -1433,7 +1448,7 @@ __device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::T
 // Registers:  config::kLoaderRegisters
 //#pragma once
 //#include "layout/gmma.cuh"
-//#include "mega_moe/context.cuh"
+//#include "mega_moe/context_sm90.cuh"
 //#include "ptx/fence.cuh"
 
 namespace roles {
@@ -1529,7 +1544,7 @@ __device__ __forceinline__ void load_acts(const mega_moe::Context& ctx, uint32_t
 //             a tile in two passes brings half of each block at a time
 // Registers:  config::kLoaderRegisters
 //#pragma once
-//#include "mega_moe/context.cuh"
+//#include "mega_moe/context_sm90.cuh"
 //#include "ptx/fence.cuh"
 
 namespace roles {
@@ -1622,7 +1637,7 @@ __device__ __forceinline__ void build_schedule(const mega_moe::Params& params, m
 __device__ __forceinline__ void put_row(const mega_moe::Params& params, uint32_t row, uint32_t slot) {
     params.routed[row] = slot;
     params.routed_weights[row] = comm::part<const float>(params.peers, 0, params.sym.topk_weights)[slot];
-    if constexpr (config::kIsFp8) params.routed_sf[row] = comm::part<const float>(params.peers, 0, params.sym.token_sf)[slot / config::kNumTopk];
+    if constexpr (config::kHasTokenScales) params.routed_sf[row] = comm::part<const float>(params.peers, 0, params.sym.token_sf)[slot / config::kNumTopk];
 }
 
 // Writes the slots that chose `expert`, in order, to params.routed. Each warp owns a run of slots: count, sum over warps, write.

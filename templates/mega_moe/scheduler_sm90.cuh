@@ -4,7 +4,7 @@
 // An L2 tile waits only for L1 tiles, which come earlier in every block's walk: with all blocks resident nothing can lock up.
 #pragma once
 #include "config.cuh"
-#include "mega_moe/storage.cuh"
+#include "mega_moe/storage_sm90.cuh"
 #include "types.cuh"
 
 namespace mega_moe {

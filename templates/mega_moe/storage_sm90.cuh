@@ -1,17 +1,11 @@
 // Shared memory of the sm_90a kernel. Python plans the same struct (recipes/sm90.py) and the assert below ties the two.
 #pragma once
 #include "config.cuh"
+#include "mega_moe/schedule.cuh"
 #include "pipeline/ring.cuh"
 #include "types.cuh"
 
 namespace mega_moe {
-
-// Where each expert's rows and token tiles begin; every block computes the same.
-struct Schedule {
-    uint32_t row_begin[config::kNumLocalExperts + 1];   // in the pool of routed tokens
-    uint32_t tile_begin[config::kNumLocalExperts + 1];  // token tiles of kBlockN rows
-    uint32_t warp_counts[config::kNumThreads / 32];     // scratch of the routing scan
-};
 
 struct SharedStorage {
     alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
