@@ -1,0 +1,248 @@
+"""The Python side of shadow memory: accesses of handlers and of asynchronous work, whole ranges at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe_jit.emulator.native.shadow_layout import (
+    ACTOR_MASK,
+    ACTOR_SHIFT,
+    ASYNC,
+    ATOMIC,
+    BYTES_SHIFT,
+    EPOCH_BITS,
+    EPOCH_MASK,
+    GRANULE,
+    INITIALISED,
+    OBJECT,
+    READ_PC_BITS,
+    SharedShadow,
+)
+
+if TYPE_CHECKING:
+    from megamoe_jit.emulator.checks.interface import Range
+    from megamoe_jit.emulator.machine.state import Cta
+    from megamoe_jit.emulator.memory.allocations import Allocations
+
+Index: TypeAlias = "slice | npt.NDArray[np.int64]"
+_U = np.uint64
+_EPOCH_MASK, _ACTOR_MASK, _ACTOR_SHIFT = _U(EPOCH_MASK), _U(ACTOR_MASK), _U(ACTOR_SHIFT)
+_BYTES_SHIFT, _ALL_BYTES = _U(BYTES_SHIFT), _U(0xF)
+TMEM_BYTES = 128 * 512 * 4
+
+
+class Clash(NamedTuple):
+    """An earlier access that is not ordered before a later one.
+
+    Attributes:
+        what: "write" or "read", the earlier access.
+        actor, epoch, pc: who and where (pc -1: not known).
+        is_async: it came through the async proxy.
+        is_ordered: it is ordered, but no proxy fence (or tcgen05 fence) lies between.
+        offset: first byte where they meet: offset in the shared space, in tensor memory, or host address.
+    """
+
+    what: str
+    actor: int
+    epoch: int
+    pc: int
+    is_async: bool
+    is_ordered: bool
+    offset: int
+
+
+class Watched(NamedTuple):
+    """Granules of a range: their shadow, which of them, and which bytes of each are meant."""
+
+    shadow: SharedShadow | npt.NDArray[Any]
+    index: Index
+    masks: npt.NDArray[np.uint64] | np.uint64
+    first: int
+    is_shared: bool
+
+
+def watch(ranges: Iterable[Range], allocations: Allocations) -> Iterator[Watched]:
+    """Translate ranges to granules; memory without a shadow is left out."""
+    for entry in ranges:
+        kind, cta = entry[0], entry[1]
+        shadow = _shadow(kind, cta)
+        if kind == "global":
+            start, length = int(entry[2]), int(entry[3])  # type: ignore[arg-type, misc]
+            known = allocations.shadow(start)
+            if known is not None and length:
+                masks = _byte_masks(start, length)
+                yield Watched(known.slice(start, length), slice(None), masks, start & -GRANULE, False)
+        elif shadow is None:
+            continue
+        elif len(entry) == 3:
+            offsets = np.asarray(entry[2], np.int64)
+            granules, byte = np.divmod(offsets, GRANULE)
+            index, where = np.unique(granules, return_inverse=True)
+            bits = np.zeros(len(index), np.uint64)
+            np.bitwise_or.at(bits, where.ravel(), _U(1) << byte.ravel().astype(np.uint64))
+            yield Watched(shadow, index, bits, int(index[0]) * GRANULE if len(index) else 0, True)
+        else:
+            start, length = int(entry[2]), int(entry[3])  # type: ignore[misc]
+            if length:
+                first, last = start // GRANULE, -(-(start + length) // GRANULE)
+                yield Watched(shadow, slice(first, last), _byte_masks(start, length), first * GRANULE, True)
+
+
+def _shadow(kind: str, cta: Cta | None) -> SharedShadow | None:
+    if cta is None:
+        return None
+    shadow: SharedShadow | None = cta.shadow if kind == "shared" else cta.tmem_shadow
+    return shadow
+
+
+def _byte_masks(start: int, length: int) -> npt.NDArray[np.uint64] | np.uint64:
+    """Which bytes of each granule [start, start + length) covers; one scalar when it is all of them."""
+    head, tail = start % GRANULE, -(start + length) % GRANULE
+    if not head and not tail:
+        return _ALL_BYTES
+    masks = np.full(-(-(head + length) // GRANULE), 0xF, np.uint64)
+    masks[0] &= _U(0xF << head & 0xF)
+    masks[-1] &= _U(0xF >> tail)
+    return masks
+
+
+def unseen_write(
+    at: Watched, clock: npt.NDArray[np.uint32], own: int, *, strong: bool, fenced: npt.NDArray[np.uint32] | None
+) -> Clash | None:
+    """Return a write of these bytes that `clock` has not seen, if there is one.
+
+    Args:
+        at: the bytes of the later access.
+        clock: an ORDER row.
+        own: actor whose writes are ordered anyway.
+        strong: the later access is atomic, and so may meet atomic ones.
+        fenced: a PROXY row that ordinary writes must be in too (a TENSOR row, for tensor memory), or None.
+    """
+    shadow, index = at.shadow, at.index
+    words = shadow.writer[index] if isinstance(shadow, SharedShadow) else shadow["writer"][index]
+    if not words.any():
+        return None
+    actors = (words >> _ACTOR_SHIFT & _ACTOR_MASK).astype(np.int64)
+    epochs = (words & _EPOCH_MASK).astype(np.uint32)
+    bad = (epochs > _at(clock, actors)) & (actors != own)
+    ordered = False
+    if fenced is not None and not bad.any():
+        # What came through the async proxy needs no proxy fence to be used there again.
+        bad = (epochs > _at(fenced, actors)) & (words & _U(ASYNC) == 0)
+        ordered = True
+    if not isinstance(at.masks, np.uint64) or at.masks != _ALL_BYTES:
+        bad &= words >> _BYTES_SHIFT & at.masks != 0
+    if strong:
+        bad &= words & _U(ATOMIC) == 0
+    bad &= words != 0
+    if not bad.any():
+        return None
+    first = int(bad.argmax())
+    word = int(words[first])
+    pcs = shadow.writer_pc[index] if isinstance(shadow, SharedShadow) else shadow["writer_pc"][index]
+    return Clash(
+        "write", int(actors[first]), int(epochs[first]), int(pcs[first]), bool(word & ASYNC), ordered, _offset(at, first)
+    )
+
+
+def unseen_read(at: Watched, clock: npt.NDArray[np.uint32], own: tuple[int, ...], *, strong: bool) -> Clash | None:
+    """Return a read of these bytes that `clock` has not seen, if there is one; actors `own` are ordered anyway."""
+    shadow, index = at.shadow, at.index
+    if not isinstance(shadow, SharedShadow):
+        words = shadow["reader"][index]
+        actors = (words >> _ACTOR_SHIFT & _ACTOR_MASK).astype(np.int64)
+        bad = ((words & _EPOCH_MASK) > _at(clock, actors)) & (words >> _BYTES_SHIFT & at.masks != 0)
+        for actor in own:
+            bad &= actors != actor
+        if strong:
+            bad &= words & _U(ATOMIC) == 0
+        if not bad.any():
+            return None
+        first = int(bad.argmax())
+        word = int(words[first])
+        pc = int(shadow["reader_pc"][index][first])
+        return Clash(
+            "read", int(actors[first]), word & EPOCH_MASK, pc, bool(word & ASYNC), False, _offset(at, first)
+        )
+    entries = shadow.reads[index]
+    if not entries.any():
+        return None
+    seen = clock[shadow.first_reader : shadow.first_reader + shadow.read_stride]
+    unseen = (entries & np.uint32(EPOCH_MASK)) > seen
+    if not unseen.any():
+        return None
+    for actor in own:
+        column = actor - shadow.first_reader
+        if 0 <= column < shadow.read_stride:
+            unseen[:, column] = False
+    masks = np.broadcast_to(at.masks, (len(entries),)).astype(np.uint32)[:, None]
+    unseen &= entries >> np.uint32(EPOCH_BITS) & masks != 0
+    if not unseen.any():
+        return None
+    row, column = (int(i) for i in np.unravel_index(unseen.argmax(), unseen.shape))
+    last = int(shadow.last_read[index][row])
+    pc = last & ((1 << READ_PC_BITS) - 1) if last >> READ_PC_BITS == column else -1
+    epoch = int(entries[row, column]) & EPOCH_MASK
+    return Clash("read", shadow.first_reader + column, epoch, pc, False, False, _offset(at, row))
+
+
+def unwritten(at: Watched) -> int | None:
+    """Return the offset of a byte of shared memory that nobody wrote, if there is one."""
+    if not isinstance(at.shadow, SharedShadow):
+        return None
+    missing = ~at.shadow.state[at.index].astype(np.uint64) & at.masks & _U(INITIALISED)
+    return _offset(at, int((missing != 0).argmax())) if missing.any() else None
+
+
+def touches_object(at: Watched) -> bool:
+    """Whether an opaque object lies in these bytes."""
+    return isinstance(at.shadow, SharedShadow) and bool((at.shadow.state[at.index] & OBJECT).any())
+
+
+def note_write(at: Watched, actor: int, epoch: int, pc: int, flags: int) -> None:
+    """Remember a write."""
+    words = _U(epoch | actor << ACTOR_SHIFT | flags) | (at.masks << _BYTES_SHIFT)
+    shadow, index = at.shadow, at.index
+    if isinstance(shadow, SharedShadow):
+        shadow.writer[index] = words
+        shadow.writer_pc[index] = pc
+        shadow.state[index] |= at.masks.astype(np.uint8)
+    else:
+        shadow["writer"][index] = words
+        shadow["writer_pc"][index] = pc
+
+
+def note_read(at: Watched, actor: int, epoch: int, pc: int, flags: int) -> None:
+    """Remember a read; shared memory only has room for actors of the cluster's block."""
+    shadow, index = at.shadow, at.index
+    if isinstance(shadow, SharedShadow):
+        column = actor - shadow.first_reader
+        if 0 <= column < shadow.num_readers:
+            shadow.reads[index, column] = np.uint32(epoch) | (at.masks.astype(np.uint32) << np.uint32(EPOCH_BITS))
+            shadow.last_read[index] = column << READ_PC_BITS | (pc & ((1 << READ_PC_BITS) - 1))
+    else:
+        shadow["reader"][index] = _U(epoch | actor << ACTOR_SHIFT | flags) | (at.masks << _BYTES_SHIFT)
+        shadow["reader_pc"][index] = pc
+
+
+def _at(clock: npt.NDArray[np.uint32], actors: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    """Look `actors` up in a clock that may be shorter than their numbers."""
+    if len(clock) > int(actors.max(initial=0)):
+        return clock[actors]
+    return np.where(actors < len(clock), clock[np.minimum(actors, len(clock) - 1)], np.uint32(0))
+
+
+def _offset(at: Watched, position: int) -> int:
+    """Return the first byte meant of the granule at `position`."""
+    if isinstance(at.index, slice):
+        base = at.first + position * GRANULE
+    else:
+        base = int(at.index[position]) * GRANULE
+    mask = int(np.broadcast_to(at.masks, (position + 1,))[position]) if isinstance(at.masks, np.uint64) else int(
+        at.masks[position]
+    )
+    return base + ((mask & -mask).bit_length() - 1 if mask else 0)
