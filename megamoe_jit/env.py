@@ -77,6 +77,23 @@ def _parse_seconds(text: str) -> float:
     return seconds
 
 
+def _parse_count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError(text)
+    return count
+
+
+def _parse_completion(text: str) -> str | float:
+    """Read "lazy", "eager" or a probability."""
+    if text.lower() in ("lazy", "eager"):
+        return text.lower()
+    probability = float(text)
+    if not 0 < probability <= 1:
+        raise ValueError(text)
+    return probability
+
+
 def _choice(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -161,9 +178,74 @@ TIMEOUT_S: Variable[float] = Variable(
     parse=_parse_seconds,
 )
 
+EMULATOR_SMS: Variable[int] = Variable(
+    name=PREFIX + "EMULATOR_SMS",
+    kind="a positive number",
+    default=4,
+    default_text="4",
+    help="SMs of the emulated device: a kernel's grid has that many blocks, and the host that much work.",
+    parse=_parse_count,
+)
+EMULATOR_SEED: Variable[int] = Variable(
+    name=PREFIX + "EMULATOR_SEED",
+    kind="an integer",
+    default=0,
+    default_text="0",
+    help="What decides the order in which emulated warps and copies run, and what fills memory that nobody wrote.",
+    parse=int,
+)
+EMULATOR_COMPLETION: Variable[str | float] = Variable(
+    name=PREFIX + "EMULATOR_COMPLETION",
+    kind="lazy, eager or a probability such as 0.05",
+    default="lazy",
+    default_text="lazy",
+    help="When emulated copies and MMAs complete: as late as possible, at once, or with that probability at each step.",
+    parse=_parse_completion,
+)
+EMULATOR_CHECKS: Variable[str] = Variable(
+    name=PREFIX + "EMULATOR_CHECKS",
+    kind="error, warn or off",
+    default="error",
+    default_text="error",
+    help="Whether races, missing fences and misused barriers stop emulated kernels, are noted, or are not looked for.",
+    parse=_choice("error", "warn", "off"),
+)
+EMULATOR_ENGINE: Variable[str] = Variable(
+    name=PREFIX + "EMULATOR_ENGINE",
+    kind="native or numpy",
+    default="native",
+    default_text="native",
+    help="What executes emulated instructions: compiled code, or NumPy (far slower; to compare the two).",
+    parse=_choice("native", "numpy"),
+)
+EMULATOR_NUMERICS: Variable[str] = Variable(
+    name=PREFIX + "EMULATOR_NUMERICS",
+    kind="hardware or exact",
+    default="hardware",
+    default_text="hardware",
+    help="How emulated tensor cores add: cut off as published models of the hardware do, or exactly and rounded once.",
+    parse=_choice("hardware", "exact"),
+)
+
 VARIABLES: Mapping[str, Variable[Any]] = {
     variable.name: variable
-    for variable in (CACHE_DIR, CACHE_ONLY, CACHE_MAX_BYTES, DUMP, DUMP_DIR, LINEINFO, LOG, BACKEND, TIMEOUT_S)
+    for variable in (
+        CACHE_DIR,
+        CACHE_ONLY,
+        CACHE_MAX_BYTES,
+        DUMP,
+        DUMP_DIR,
+        LINEINFO,
+        LOG,
+        BACKEND,
+        TIMEOUT_S,
+        EMULATOR_SMS,
+        EMULATOR_SEED,
+        EMULATOR_COMPLETION,
+        EMULATOR_CHECKS,
+        EMULATOR_ENGINE,
+        EMULATOR_NUMERICS,
+    )
 }
 
 

@@ -163,7 +163,7 @@ def fp8_nvfp4_mega_moe(
         activation_alpha: factor of the gate inside SwiGLU's sigmoid.
         activation_up_bias: added to up.
         routed_scaling_factor: multiplies the sum over slots, in FP32.
-        backend: "cuda" or "reference"; by default that of the tensors' device.
+        backend: "cuda", "emulator" or "reference"; by default that of the tensors' device.
 
     Rounding, in order (fp8_nvfp4 | bf16_nvfp4): weights to E4M3 | none; activation to E4M3 per 128 | BF16; partials
     (after the top-k weight) to BF16; sum over slots in slot order in FP32; y to BF16. docs/numerics.md has every
@@ -224,7 +224,7 @@ class MegaMoE:
         activation_clamp: clamp of a named activation.
         fast_math: approximate exponential and reciprocal in the activation.
         routed_scaling_factor: multiplies the sum over slots.
-        backend: "cuda" or "reference"; by default that of the weights' device.
+        backend: "cuda", "emulator" or "reference"; by default that of the weights' device.
         arch: compile target; that of the device when None.
         sym_buffer: a buffer to share with other layers; else the layer makes its own.
 
@@ -255,7 +255,7 @@ class MegaMoE:
         if isinstance(weights, MoeWeights):
             self.arch = get_arch(arch) if arch is not None else default_arch(device, wanted)
             chosen = wanted or default_recipe(self.arch, weights.checkpoint)
-            if self.backend == "cuda":
+            if self.backend != "reference":
                 check_target(chosen, self.arch)
             self.l1, self.l2 = transform_weights(weights, chosen, self.arch)
         else:
@@ -296,7 +296,7 @@ class MegaMoE:
 
     def prepare(self) -> None:
         """Build and load every kernel that calls can need: no call compiles then, and a graph can capture calls."""
-        if self.backend == "cuda":
+        if self.backend != "reference":
             staging_plan(self.sym_buffer)
             self._plan_for(self.sym_buffer)
 
@@ -318,7 +318,7 @@ class MegaMoE:
         self._check(buffer, x, topk_idx, topk_weights, out)
         _stage(x, topk_idx, topk_weights, buffer, self.backend)
         y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-        if self.backend != "cuda":
+        if self.backend == "reference":
             return fp8_nvfp4_mega_moe(
                 y,
                 self.l1,

@@ -1,4 +1,7 @@
-"""Prepared launches of the Hopper kernels: one plan serves every layer that shares a buffer and an activation."""
+"""Prepared launches of the Hopper kernels, on the backend of the buffer's device.
+
+One plan serves every layer that shares a buffer and an activation.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megamoe_jit import env
-from megamoe_jit.errors import ArgumentError
+from megamoe_jit.errors import ArgumentError, MegaMoeError
 from megamoe_jit.formats.activation import ActivationSpec
 from megamoe_jit.jit.build import build
 from megamoe_jit.ops.checks import check_weights
@@ -19,10 +22,8 @@ from megamoe_jit.recipes.params import MEGA_MOE_PARAMS, STAGING_PARAMS, SYM_PART
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.sm90 import SF_GRAN_K, Sm90Config, Sm90Shapes, Sm90StagingConfig
 from megamoe_jit.recipes.waits import WAITS
-from megamoe_jit.runtime.backend import LaunchPlan
-from megamoe_jit.runtime.cuda import PreparedLaunch, cuda_backend
+from megamoe_jit.runtime.backend import Backend, Launchable, LaunchPlan, open_backend
 from megamoe_jit.runtime.launch import struct_bytes, tensor_map
-from megamoe_jit.runtime.memory import HostErrorRecord, error_record
 from megamoe_jit.runtime.symmetric import SymmBuffer
 from megamoe_jit.runtime.tensormap import Swizzle, TensorMap, tensor_map_for
 
@@ -47,11 +48,15 @@ class Workspace:
     def allocate(cls, shapes: Sm90Shapes, device: torch.device) -> Workspace:
         """Allocate it; only the counters need to be zero."""
         layout = shapes.workspace()
-        memory = torch.empty(layout.num_bytes, dtype=torch.uint8, device=device)
-        memory[layout.offsets()["list_ready"] :].zero_()
+        workspace = cls(shapes=shapes, memory=torch.empty(layout.num_bytes, dtype=torch.uint8, device=device))
+        workspace.reset()
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # the first call may come on another stream
-        return cls(shapes=shapes, memory=memory)
+        return workspace
+
+    def reset(self) -> None:
+        """Zero the counters, as a call finds them and leaves them."""
+        self.memory[self.shapes.workspace().offsets()["list_ready"] :].zero_()
 
     def addresses(self) -> dict[str, int]:
         """Return each part's device address."""
@@ -77,22 +82,23 @@ class StagingPlan:
 
     def __init__(self, buffer: SymmBuffer) -> None:
         """Build the kernels and load them; not inside a graph capture (ArgumentError)."""
-        _refuse_capture()
+        backend = open_backend(buffer.device)
+        _refuse_capture(backend)
         self.buffer = buffer
-        backend = cuda_backend(buffer.device)
         values: dict[str, int | float] = {
             **_zeros(STAGING_PARAMS),
             **_sym_values(buffer),
             "base": _base(buffer),
         }
-        self._launches: dict[bool, PreparedLaunch] = {}
+        self._launches: dict[bool, Launchable] = {}
         for config in plan_kernels(buffer.problem, buffer.recipe, buffer.arch):
             if isinstance(config, Sm90StagingConfig):
                 plan = LaunchPlan(
                     kernel=build(config),
-                    grid=(backend.info.num_sms * config.blocks_per_sm, 1, 1),
+                    grid=(backend.num_sms * config.blocks_per_sm, 1, 1),
                     block=(config.num_threads, 1, 1),
                     params=(struct_bytes("params", STAGING_PARAMS.pack(values)),),
+                    memory=(buffer.memory,),
                 )
                 self._launches[config.source_is_codes] = backend.prepare(plan)
         self._source_at = STAGING_PARAMS.offset("x", num_ranks=1)
@@ -115,7 +121,7 @@ class StagingPlan:
             num_tokens,
         )
         launch.patch(0, self._source_at, source)
-        launch.launch()
+        launch.launch(reads=(x, x_sf, topk_idx, topk_weights))
 
     def stage_views(self, num_tokens: int) -> None:
         """Put what the caller wrote into the buffer's views in kernel order."""
@@ -132,23 +138,25 @@ class MoePlan:
 
     def __init__(self, buffer: SymmBuffer, problem: Problem) -> None:
         """Build the kernels and load them; not inside a graph capture (ArgumentError)."""
-        _refuse_capture()
+        self.backend = open_backend(buffer.device)
+        _refuse_capture(self.backend)
         self.buffer, self.problem = buffer, problem
-        self.error_record: HostErrorRecord = error_record(buffer.device.index)
+        self.error_record = self.backend.error_record()
         shapes = Sm90Shapes(problem=problem, recipe=buffer.recipe)
         # Activations with and without a gate pad differently; calls of one kind share their workspace.
         key = ("workspace", shapes.workspace())
         if key not in buffer.plans:
             buffer.plans[key] = Workspace.allocate(shapes, buffer.device)
         self.workspace: Workspace = buffer.plans[key]
-        self._launches: dict[int, PreparedLaunch] = {
+        self._launches: dict[int, Launchable] = {
             config.block_n: self._prepare(config)
             for config in plan_kernels(problem, buffer.recipe, buffer.arch)
             if isinstance(config, Sm90Config)
         }
-        self._by_num_tokens: dict[int, PreparedLaunch] = {}
+        self._by_num_tokens: dict[int, Launchable] = {}
         self._weights: tuple[TransformedWeights, TransformedWeights] | None = None
         self._addresses: tuple[int, ...] = ()
+        self._weight_memory: tuple[Tensor | None, ...] = ()
         self._call_at = MEGA_MOE_PARAMS.offset("l1_weights", num_ranks=problem.num_ranks)
         self._pool_rows = shapes.pool_rows
 
@@ -158,7 +166,8 @@ class MoePlan:
             return
         check_weights(l1, l2, self.buffer, self.problem.activation)
         self._weights = (l1, l2)
-        self._addresses = _weight_addresses(l1, l2)
+        self._weight_memory = (l1.data, l2.data, l1.alphas, l2.alphas, l1.bias, l2.bias)
+        self._addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in self._weight_memory)
 
     def run(self, y: Tensor, recv_stats: Tensor | None, routed_scaling_factor: float) -> None:
         """Launch the fused kernel with the bound weights over what was staged; all arguments were checked."""
@@ -182,14 +191,18 @@ class MoePlan:
             routed_scaling_factor,
         )
         launch.patch(0, self._call_at, call)
-        launch.launch()
+        try:
+            launch.launch(reads=self._weight_memory, writes=(y, recv_stats))
+        except MegaMoeError:
+            if not y.is_cuda:  # a GPU's context is lost; elsewhere the next call finds counters as this one did
+                self.workspace.reset()
+            raise
 
     def raise_if_failed(self) -> None:
         """Raise LaunchError when a kernel of this device stopped itself (a wait timed out) since the process began."""
         self.error_record.raise_if_failed(WAITS)
 
-    def _prepare(self, config: Sm90Config) -> PreparedLaunch:
-        backend = cuda_backend(self.buffer.device)
+    def _prepare(self, config: Sm90Config) -> Launchable:
         values: dict[str, int | float] = {
             **_zeros(MEGA_MOE_PARAMS),
             **_sym_values(self.buffer),
@@ -197,10 +210,10 @@ class MoePlan:
             "error_record": self.error_record.device_pointer,
             "timeout_ns": min(int(env.TIMEOUT_S.get() * 1e9), _LONGEST_NS),
         }
-        return backend.prepare(
+        return self.backend.prepare(
             LaunchPlan(
                 kernel=build(config),
-                grid=(backend.info.num_sms, 1, 1),
+                grid=(self.backend.num_sms, 1, 1),
                 block=(config.num_threads, 1, 1),
                 smem_bytes=config.smem_bytes,
                 cooperative=True,  # L2 tiles and combine wait for other blocks
@@ -209,6 +222,7 @@ class MoePlan:
                     struct_bytes("params", MEGA_MOE_PARAMS.pack(values, peers=(_base(self.buffer),))),
                     tensor_map("acts_map", acts_tensor_map(self.workspace.acts(), config.box_rows)),
                 ),
+                memory=(self.buffer.memory, self.workspace.memory),
             )
         )
 
@@ -233,8 +247,8 @@ def moe_plan(buffer: SymmBuffer, activation: ActivationSpec, *, fast_math: bool)
     return plan
 
 
-def _refuse_capture() -> None:
-    if torch.cuda.is_current_stream_capturing():
+def _refuse_capture(backend: Backend) -> None:
+    if backend.is_capturing():
         raise ArgumentError(
             "the kernels of this call are not loaded yet, which a CUDA graph capture does not allow. "
             "Run the call once before the capture, or call prepare()."
@@ -252,8 +266,3 @@ def _base(buffer: SymmBuffer) -> int:
 
 def _zeros(block: ParamBlock) -> dict[str, int | float]:
     return dict.fromkeys((*block.quads, *(name for name, _ in block.words)), 0)
-
-
-def _weight_addresses(l1: TransformedWeights, l2: TransformedWeights) -> tuple[int, ...]:
-    pairs = ((l1.data, l2.data), (l1.alphas, l2.alphas), (l1.bias, l2.bias))
-    return tuple(0 if tensor is None else tensor.data_ptr() for pair in pairs for tensor in pair)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,9 +13,13 @@ import torch
 from megamoe_jit import env
 from megamoe_jit.errors import ArgumentError, UnsupportedError
 from megamoe_jit.runtime.launch import KernelSignature, Param, check_params, parse_signature
+from megamoe_jit.runtime.memory import ErrorRecord
 
 BACKENDS = ("cuda", "emulator", "reference")
+_WITHOUT_GPU = "reference"  # until the emulator is whole
+EMULATOR_PACKAGES = ("numpy", "llvmlite", "ml_dtypes")  # the extra `emulator`
 Dims = tuple[int, int, int]
+Tensors = tuple[torch.Tensor | None, ...]
 
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 _MAX_BLOCK = (1024, 1024, 64)
@@ -60,6 +66,8 @@ class LaunchPlan:
         cooperative: all blocks must be resident at once (grid-wide waits need it).
         pdl: programmatic stream serialisation: the kernel may start before the one ahead of it in the stream has ended,
             and must execute griddepcontrol.wait before it reads what that one wrote.
+        memory: tensors that the kernel may read and write in every launch, reached through addresses in structs and
+            tensor maps; kept alive. Tensors that are parameters need no mention.
 
     Raises ArgumentError when a dimension is out of CUDA's range, or when parameters or dimensions differ from what the
     kernel's PTX declares (.param list, .maxntid, .reqntid, .reqnctapercluster).
@@ -73,6 +81,7 @@ class LaunchPlan:
     cooperative: bool = False
     pdl: bool = False
     params: tuple[Param, ...] = ()
+    memory: tuple[torch.Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         """Check dimensions and parameters."""
@@ -159,17 +168,34 @@ class Launchable(Protocol):
         """Overwrite bytes of the struct parameter `index`."""
         ...
 
-    def launch(self, stream: int | None = None) -> None:
-        """Enqueue the kernel on a stream handle, torch's current stream by default."""
+    def launch(self, stream: int | None = None, *, reads: Tensors = (), writes: Tensors = ()) -> None:
+        """Enqueue the kernel on a stream handle, torch's current stream by default.
+
+        `reads` and `writes`: memory of this launch beyond the plan's (None is skipped), whose addresses were patched
+        in; what a kernel touches outside of all that is an error where accesses are checked.
+        """
         ...
 
 
 class Backend(Protocol):
-    """Runs launch plans; above it nothing asks which backend it has."""
+    """Runs launch plans on one device; above it nothing asks which backend it has."""
 
     @property
     def name(self) -> str:
         """One of BACKENDS."""
+        ...
+
+    @property
+    def num_sms(self) -> int:
+        """SMs of the device: a persistent kernel's grid has one block for each."""
+        ...
+
+    def is_capturing(self) -> bool:
+        """Whether launches are being recorded into a graph, where nothing can be loaded."""
+        ...
+
+    def error_record(self) -> ErrorRecord:
+        """Return where kernels of the device record why they stopped; every launch may write it."""
         ...
 
     def prepare(self, plan: LaunchPlan) -> Launchable:
@@ -181,12 +207,27 @@ class Backend(Protocol):
         ...
 
 
+def open_backend(device: torch.device | str) -> Backend:
+    """Return what runs kernels on tensors of `device`: the CUDA backend, or for the CPU the emulator.
+
+    Raises UnsupportedError without a driver, or without what the emulator needs.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        from megamoe_jit.runtime.cuda import cuda_backend
+
+        return cuda_backend(device)
+    from megamoe_jit.runtime.emulated import emulated_backend
+
+    return emulated_backend()
+
+
 def resolve_backend(name: str | None, device: torch.device | str) -> str:
     """Return the backend that a call takes: "cuda", "emulator" or "reference".
 
-    `name` decides when given, then MEGAMOE_JIT_BACKEND, then the device of the tensors: cuda tensors run kernels,
-    others the reference. Raises ArgumentError for an unknown name or one that cannot serve the device, UnsupportedError
-    for the emulator.
+    `name` decides when given, then MEGAMOE_JIT_BACKEND, then the device of the tensors: kernels run on the GPU for cuda
+    tensors, in the emulator for others. Raises ArgumentError for an unknown name or one that cannot serve the device,
+    UnsupportedError for an emulator that is not installed.
     """
     device = device if isinstance(device, torch.device) else torch.device(device)
     given = f"backend={name!r}"
@@ -194,16 +235,30 @@ def resolve_backend(name: str | None, device: torch.device | str) -> str:
         name = env.BACKEND.get()
         given = f"{env.BACKEND.name}={name}"
     if name is None:
-        return "cuda" if device.type == "cuda" else "reference"
+        name = "cuda" if device.type == "cuda" else _WITHOUT_GPU
+        given = f"no backend was given, and tensors on {device} run in the emulator"
     if name not in BACKENDS:
         raise ArgumentError(f"{given} is no backend. Use one of {', '.join(BACKENDS)}.")
     if name == "emulator":
-        raise UnsupportedError(
-            f'{given}: this version has no emulator. Use backend="reference", which runs on any device.'
-        )
+        if device.type == "cuda":
+            raise ArgumentError(
+                f"{given} runs kernels on tensors of the CPU, and the tensors are on {device}. Move them with .cpu(), "
+                'or use backend="cuda".'
+            )
+        missing = [package for package in EMULATOR_PACKAGES if not _is_installed(package)]
+        if missing:
+            raise UnsupportedError(
+                f"{given}, which needs {' and '.join(missing)}. Install pip install 'megamoe-jit[emulator]', or use "
+                'backend="reference", which runs without.'
+            )
     if name == "cuda" and device.type != "cuda":
         raise ArgumentError(
             f"{given} runs kernels on a GPU, and the tensors are on {device}. Move them to a CUDA device, or use "
-            'backend="reference".'
+            'backend="emulator" or "reference".'
         )
     return name
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

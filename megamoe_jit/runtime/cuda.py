@@ -13,11 +13,12 @@ import torch
 
 from megamoe_jit.arch import get_arch
 from megamoe_jit.errors import ArgumentError, LaunchError, UnsupportedError
-from megamoe_jit.runtime.backend import LaunchPlan, LoadableKernel, reject_dims
+from megamoe_jit.runtime.backend import LaunchPlan, LoadableKernel, Tensors, reject_dims
 from megamoe_jit.runtime.device import DeviceInfo, device_index, device_info
 from megamoe_jit.runtime.driver import Driver, get_driver
 from megamoe_jit.runtime.launch import ParamBuffer, Value
-from megamoe_jit.runtime.memory import raise_if_failed
+from megamoe_jit.runtime.memory import HostErrorRecord, error_record, raise_if_failed
+from megamoe_jit.runtime.tensormap import TensorMap
 
 _PORTABLE_CLUSTER = 8  # blocks that every device with clusters takes
 # cuLaunchKernelEx returns one of these when the current context is not the kernel's: CUDA_ERROR_INVALID_CONTEXT,
@@ -52,6 +53,19 @@ class CudaBackend:
     def info(self) -> DeviceInfo:
         """Properties of the device."""
         return device_info(self.device, driver=self.driver)
+
+    @property
+    def num_sms(self) -> int:
+        """SMs of the device."""
+        return self.info.num_sms
+
+    def is_capturing(self) -> bool:
+        """Whether torch's current stream is being captured into a graph."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def error_record(self) -> HostErrorRecord:
+        """Return where kernels of the device record why they stopped; not inside a graph capture."""
+        return error_record(self.device, driver=self.driver)
 
     def load(self, kernel: LoadableKernel) -> LoadedKernel:
         """Load a kernel's cubin into the device's primary context, once; not inside a graph capture.
@@ -200,7 +214,8 @@ class PreparedLaunch:
         self.kernel = kernel
         self.config = _config(module, plan)
         self._backend = backend
-        self._buffer = ParamBuffer(plan.signature, plan.params, backend.driver)
+        encode = functools.partial(TensorMap.encode, driver=backend.driver)
+        self._buffer = ParamBuffer(plan.signature, plan.params, encode)
         self._launch = functools.partial(module.cuLaunchKernelEx, self.config, kernel.function, self._buffer.address, 0)
         self._stream = 0  # handle in the config, which starts as the default stream
         self._stream_type = module.CUstream
@@ -230,8 +245,11 @@ class PreparedLaunch:
             raise ArgumentError(f"cannot launch {self.kernel.name}: {reason}")
         self.config.gridDimX, self.config.gridDimY, self.config.gridDimZ = x, y, z
 
-    def launch(self, stream: int | None = None) -> None:
-        """Enqueue the kernel on a stream handle, torch's current stream by default; raises LaunchError in words."""
+    def launch(self, stream: int | None = None, *, reads: Tensors = (), writes: Tensors = ()) -> None:  # noqa: ARG002
+        """Enqueue the kernel on a stream handle, torch's current stream by default; raises LaunchError in words.
+
+        `reads` and `writes` are for backends that check accesses; here the caller keeps memory alive as ever.
+        """
         if stream is None:
             stream = self._current_stream()
         if stream != self._stream:

@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from megamoe_jit.errors import ArgumentError
-from megamoe_jit.runtime.driver import Driver
 from megamoe_jit.runtime.tensormap import TENSOR_MAP_BYTES, TensorMap
 
 Value = Any  # int | float | bytes | torch.Tensor | TensorMap, as the parameter's kind says
+MapEncoder = Callable[[TensorMap], bytes]  # what a backend passes for a tensor map: its 128 bytes
 _PARAM_BYTES_LIMIT = 32764  # of all parameters of a kernel, since CUDA 12.1
 
 
@@ -80,10 +80,10 @@ class Param:
         if not isinstance(self.value, (TensorMap, bytes)):
             self.pack(self.value)
 
-    def pack(self, value: Value, driver: Driver | None = None) -> bytes:
+    def pack(self, value: Value, encode: MapEncoder = TensorMap.encode) -> bytes:
         """Return the bytes of `value` as this parameter; raises ArgumentError for one that does not fit."""
         if isinstance(value, TensorMap):
-            return value.encode(driver)
+            return encode(value)
         if isinstance(value, bytes):
             return value
         if isinstance(value, torch.Tensor):
@@ -257,13 +257,15 @@ class ParamBuffer:
     threads at once.
     """
 
-    __slots__ = ("_buffer", "_cells", "_driver", "_memory", "_params", "_pointers", "address")
+    __slots__ = ("_buffer", "_cells", "_encode", "_memory", "_params", "_pointers", "address")
 
-    def __init__(self, signature: KernelSignature, params: Sequence[Param], driver: Driver | None = None) -> None:
-        """Check `params` against the kernel and pack them; tensor maps are encoded by `driver`."""
+    def __init__(
+        self, signature: KernelSignature, params: Sequence[Param], encode: MapEncoder = TensorMap.encode
+    ) -> None:
+        """Check `params` against the kernel and pack them; tensor maps by `encode`, the driver's own by default."""
         check_params(signature, params)
         self._params = tuple(params)
-        self._driver = driver
+        self._encode = encode
         alignment = 64
         self._buffer = bytearray(signature.param_bytes + alignment)
         self._memory = ctypes.c_char.from_buffer(self._buffer)  # pins the bytes where they are
@@ -277,7 +279,7 @@ class ParamBuffer:
         self._pointers = (ctypes.c_void_p * max(len(params), 1))(*(base + offset for offset in signature.offsets))
         self.address = ctypes.addressof(self._pointers)
         for param, (_, place) in zip(params, self._cells, strict=True):
-            self._buffer[place] = param.pack(param.value, driver)
+            self._buffer[place] = param.pack(param.value, encode)
 
     def index_of(self, name: str) -> int:
         """Return the index of the parameter called `name`."""
@@ -307,7 +309,7 @@ class ParamBuffer:
             elif param.kind is ParamKind.POINTER and isinstance(value, torch.Tensor):
                 self._buffer[place] = pack(value.data_ptr())
                 return
-        packed = Param(name=param.name, kind=param.kind, value=value).pack(value, self._driver)
+        packed = Param(name=param.name, kind=param.kind, value=value).pack(value, self._encode)
         size = place.stop - place.start
         if len(packed) != size:
             raise ArgumentError(

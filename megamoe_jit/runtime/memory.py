@@ -12,6 +12,8 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from megamoe_jit import env
 from megamoe_jit.errors import LaunchError
 from megamoe_jit.recipes.waits import WAITS
@@ -46,26 +48,19 @@ class ErrorReport:
         )
 
 
-class HostErrorRecord:
-    """A pinned, device-mapped block of host memory, one a device, that kernels report in.
+class ErrorRecord:
+    """Eight words of host memory that kernels report in. `waits` names the wait codes of the kernels.
 
     Pass `device_pointer` to kernels; ask `report()` or `raise_if_failed()` after a launch or synchronisation failed.
-    Neither costs a driver call, so both work when the context is lost. `waits` names the wait codes of the kernels.
     """
 
-    def __init__(self, device: int, *, waits: Mapping[int, str] | None = None, driver: Driver | None = None) -> None:
-        """Allocate the block, zeroed."""
-        self.device = device
+    device: str
+    device_pointer: int
+
+    def __init__(self, address: int, *, waits: Mapping[int, str] | None = None) -> None:
+        """Read the words at a host address, which must stay allocated."""
         self.waits = WAITS if waits is None else waits
-        self._driver = driver or get_driver()
-        flags = self._driver.module.CU_MEMHOSTALLOC_PORTABLE | self._driver.module.CU_MEMHOSTALLOC_DEVICEMAP
-        with self._driver.current(device):
-            doing = "allocating the error record in pinned host memory"
-            host = int(self._driver.call(doing, "cuMemHostAlloc", RECORD_BYTES, flags))
-            ctypes.memset(host, 0, RECORD_BYTES)
-            self.device_pointer = int(self._driver.call(doing, "cuMemHostGetDevicePointer", host, 0))
-        # Never freed: a kernel may write it as long as the process lives.
-        self._words = (ctypes.c_uint32 * len(WORDS)).from_address(host)
+        self._words = (ctypes.c_uint32 * len(WORDS)).from_address(address)
 
     def report(self) -> ErrorReport | None:
         """Return what a kernel recorded, or None when none did."""
@@ -80,15 +75,67 @@ class HostErrorRecord:
         if report is None:
             return
         what = report.describe(self.waits if waits is None else waits)
-        raise LaunchError(
-            f"a kernel on cuda:{self.device} stopped itself: {what}. Waits end after {env.TIMEOUT_S.name} seconds, "
-            "within which every block and rank must make progress. Look for a rank that failed or never launched, "
-            "raise the time-out if the machine is that slow, and restart the process: its CUDA context is lost."
-        ) from cause
+        raise LaunchError(f"a kernel on {self.device} stopped itself: {what}. {self._advice()}") from cause
 
     def clear(self) -> None:
-        """Forget the record, so that a kernel can report again; for tests, since a trap loses the context."""
+        """Forget the record, so that a kernel can report again."""
         ctypes.memset(ctypes.addressof(self._words), 0, ctypes.sizeof(self._words))
+
+    def _advice(self) -> str:
+        raise NotImplementedError
+
+
+class HostErrorRecord(ErrorRecord):
+    """The record of a CUDA device: pinned, device-mapped host memory, one block a device.
+
+    Neither `report` nor `raise_if_failed` costs a driver call, so both work when the context is lost.
+    """
+
+    def __init__(self, device: int, *, waits: Mapping[int, str] | None = None, driver: Driver | None = None) -> None:
+        """Allocate the block, zeroed."""
+        self.device = f"cuda:{device}"
+        driver = driver or get_driver()
+        flags = driver.module.CU_MEMHOSTALLOC_PORTABLE | driver.module.CU_MEMHOSTALLOC_DEVICEMAP
+        with driver.current(device):
+            doing = "allocating the error record in pinned host memory"
+            host = int(driver.call(doing, "cuMemHostAlloc", RECORD_BYTES, flags))
+            ctypes.memset(host, 0, RECORD_BYTES)
+            self.device_pointer = int(driver.call(doing, "cuMemHostGetDevicePointer", host, 0))
+        # Never freed: a kernel may write it as long as the process lives.
+        super().__init__(host, waits=waits)
+
+    def _advice(self) -> str:
+        return (
+            f"Waits end after {env.TIMEOUT_S.name} seconds, within which every block and rank must make progress. Look "
+            "for a rank that failed or never launched, raise the time-out if the machine is that slow, and restart the "
+            "process: its CUDA context is lost."
+        )
+
+
+class EmulatedErrorRecord(ErrorRecord):
+    """The record of the emulated device: ordinary host memory, which kernels reach at its own address."""
+
+    device = "the emulated device"
+
+    def __init__(self, *, waits: Mapping[int, str] | None = None) -> None:
+        """Allocate the block, zeroed."""
+        self.memory = torch.zeros(RECORD_BYTES, dtype=torch.uint8)
+        self.device_pointer = self.memory.data_ptr()
+        super().__init__(self.device_pointer, waits=waits)
+
+    def raise_if_failed(self, waits: Mapping[int, str] | None = None, *, cause: BaseException | None = None) -> None:
+        """Raise as every record does, and forget: the emulated device is as good as new."""
+        try:
+            super().raise_if_failed(waits, cause=cause)
+        finally:
+            self.clear()
+
+    def _advice(self) -> str:
+        return (
+            f"Waits end after {env.TIMEOUT_S.name} seconds of virtual time, which passes when nothing else can go on: "
+            f"whoever it waited for will never come. {env.EMULATOR_SEED.name} and {env.EMULATOR_COMPLETION.name} say "
+            "in which order things run."
+        )
 
 
 def error_record(

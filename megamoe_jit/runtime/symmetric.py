@@ -170,6 +170,13 @@ class SymmBuffer:
         with torch.inference_mode(False):
             return self._storage[start : start + self._sizes[name]].view(dtype).view(shape)
 
+    @property
+    def memory(self) -> Tensor:
+        """All bytes of this rank's buffer, uint8 [num_bytes]."""
+        self.check_alive()
+        assert self._storage is not None
+        return self._storage
+
     def address(self, name: str) -> int:
         """Return the device address of part `name`."""
         assert self.handle is not None

@@ -169,7 +169,6 @@ STAGE = [
     Bad(
         "kernels on the CPU", lambda: stage(backend="cuda"), r"backend='cuda' runs kernels on a GPU, and .* are on cpu"
     ),
-    Bad("no emulator yet", lambda: stage(backend="emulator"), r"backend='emulator': .* no emulator", UnsupportedError),
 ]
 
 CODES = r"Quantise them with the recipe's quantiser, or let stage_tokens do it"

@@ -236,7 +236,6 @@ CALL = [
         r"backend='gpu' is no backend\. Use one of cuda, emulator, refere",
     ),
     Bad("kernels on the CPU", lambda: call(backend="cuda"), r"backend='cuda' runs kernels on a GPU, and .* are on cpu"),
-    Bad("no emulator yet", lambda: call(backend="emulator"), r"backend='emulator': .* no emulator", UnsupportedError),
 ]
 
 NO_LAYER = (

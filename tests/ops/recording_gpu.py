@@ -17,7 +17,6 @@ from megamoe_jit.recipes.params import MEGA_MOE_PARAMS, STAGING_PARAMS
 from megamoe_jit.recipes.sm90 import Sm90Config, Sm90StagingConfig
 from megamoe_jit.runtime.cuda import CudaBackend
 from megamoe_jit.runtime.driver import Driver
-from megamoe_jit.runtime.memory import HostErrorRecord
 from tests.recipes.param_structs import MegaMoeParams, StagingParams
 from tests.runtime.fake_driver import FakeDriver, Launched
 
@@ -71,7 +70,7 @@ class RecordingGpu:
         self.configs: list[Any] = []  # of the launches, in order
         self.driver = RecordingDriver(self)
         self.backend = CudaBackend(0, driver=Driver(self.driver))
-        self.record = HostErrorRecord(0, driver=self.backend.driver)
+        self.record = self.backend.error_record()
 
     def build(self, config: Any) -> Any:
         """Stand in for jit.build."""
@@ -110,8 +109,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> RecordingGpu:
     """Send every call of the test to a recording GPU; its tensors stay on the CPU."""
     recording = RecordingGpu()
     monkeypatch.setattr(plan, "build", recording.build)
-    monkeypatch.setattr(plan, "cuda_backend", lambda device: recording.backend)
-    monkeypatch.setattr(plan, "error_record", lambda device: recording.record)
+    monkeypatch.setattr(plan, "open_backend", lambda device: recording.backend)
     monkeypatch.setattr(moe, "resolve_backend", lambda name, device: "cuda")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: STREAM + device, raising=False)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megamoe_jit.errors import ArgumentError, UnsupportedError
+from megamoe_jit.runtime import backend
 from megamoe_jit.runtime.backend import LaunchPlan, resolve_backend
 from megamoe_jit.runtime.launch import u32
 from tests.runtime.fake_driver import kernel
@@ -76,6 +77,8 @@ CHOICES = [
     ("reference", "cuda", "cuda", "reference"),
     ("cuda", "reference", "cuda", "cuda"),
     ("reference", None, "cpu", "reference"),
+    ("emulator", "reference", "cpu", "emulator"),
+    (None, "emulator", "cpu", "emulator"),
 ]
 
 
@@ -95,8 +98,8 @@ BAD_CHOICES = [
     ("cuda", None, "cpu", ArgumentError, "backend='cuda' runs kernels on a GPU, and the tensors are on cpu. Move them"),
     (None, "cuda", "cpu", ArgumentError, "MEGAMOE_JIT_BACKEND=cuda runs kernels on a GPU, and the tensors are on cpu"),
     (None, "fast", "cpu", ArgumentError, "MEGAMOE_JIT_BACKEND='fast' is not understood"),
-    ("emulator", None, "cpu", UnsupportedError, "backend='emulator': this version has no emulator. Use"),
-    (None, "emulator", "cuda", UnsupportedError, "MEGAMOE_JIT_BACKEND=emulator: this version has no emulator"),
+    ("emulator", None, "cuda:1", ArgumentError, "backend='emulator' runs kernels on tensors of the CPU, and the"),
+    (None, "emulator", "cuda", ArgumentError, "MEGAMOE_JIT_BACKEND=emulator runs kernels on tensors of the CPU"),
 ]
 
 
@@ -114,3 +117,22 @@ def test_a_backend_that_cannot_serve_is_refused_in_words(
         monkeypatch.setenv("MEGAMOE_JIT_BACKEND", variable)
     with pytest.raises(error, match=re.escape(sentence)):
         resolve_backend(name, device)
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "sentence"),
+    [
+        ("emulator", None, "backend='emulator', which needs llvmlite and ml_dtypes. Install pip install 'megamoe-jit["),
+        (None, "emulator", "MEGAMOE_JIT_BACKEND=emulator, which needs llvmlite and ml_dtypes."),
+    ],
+)
+def test_an_emulator_that_is_not_installed_is_refused_in_words(
+    name: str | None, variable: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEGAMOE_JIT_BACKEND", raising=False)
+    if variable:
+        monkeypatch.setenv("MEGAMOE_JIT_BACKEND", variable)
+    monkeypatch.setattr(backend, "_is_installed", lambda package: package == "numpy")
+    with pytest.raises(UnsupportedError, match=re.escape(sentence)):
+        resolve_backend(name, "cpu")
+    assert resolve_backend("reference", "cpu") == "reference"

@@ -79,7 +79,7 @@ def test_the_driver_is_initialised_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_importing_the_runtime_touches_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     bindings(monkeypatch, RuntimeError("touched"))
-    for name in ("backend", "cuda", "device", "launch", "memory", "reference", "tensormap"):
+    for name in ("backend", "cuda", "device", "emulated", "launch", "memory", "reference", "tensormap"):
         importlib.import_module(f"megamoe_jit.runtime.{name}")
 
 

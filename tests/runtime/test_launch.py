@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import struct
+from functools import partial
 from typing import Any
 
 import pytest
@@ -270,7 +271,11 @@ def test_packing_is_that_of_a_c_struct(numbers: list[tuple[ParamKind, Any, Any]]
 
 def scale_buffer() -> ParamBuffer:
     """Return packed parameters of the kernel `scale`; its tensor map is 128 bytes of 1."""
-    return ParamBuffer(parse_signature(MANY_PARAMS_PTX, "scale"), scale_params(), Driver(FakeDriver()))
+    return ParamBuffer(
+        parse_signature(MANY_PARAMS_PTX, "scale"),
+        scale_params(),
+        partial(TensorMap.encode, driver=Driver(FakeDriver())),
+    )
 
 
 def test_tensors_maps_and_structs_are_packed_and_updated() -> None:
