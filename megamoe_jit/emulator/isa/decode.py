@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from megamoe_jit.emulator.isa.ops import VALUE_TYPE
+from megamoe_jit.emulator.isa.lanes import Calc, Lanes
+from megamoe_jit.emulator.isa.ops import BITS, VALUE_TYPE, Ops, V
 from megamoe_jit.emulator.isa.table import Form, Op
 from megamoe_jit.emulator.parser.nodes import (
     Address,
@@ -59,11 +60,35 @@ class Signature:
     values, low half first. A register wider than the type is read by its low bits; a destination register wider than
     the type is filled by sign extension for s types, by zeros for others; else bits are kept as they are. An integer
     immediate is taken modulo 2**bits, for a float type as the nearest float; a float immediate is rounded to the type
-    it is used as (`immediate` does both). Results for Sink destinations are dropped. CARRY is a pred like any other.
+    it is used as (`immediate_bits` does both). Results for Sink destinations are dropped. CARRY is a pred like others.
     """
 
+    op: Op
     dst: tuple[Typed, ...]
     src: tuple[Typed, ...]
+
+    def apply(self, ops: Ops, values: Sequence[V]) -> tuple[V, ...]:
+        """Evaluate on values of engine `ops`, one for each source ("b128": two), and give those of the destinations."""
+        lanes = [Lanes(ops, value, bits) for value, bits in zip(values, self._known(), strict=True)]
+        result = self.op.function(Calc(ops), self.op.form, *lanes)
+        results = result if isinstance(result, tuple) else (result,)
+        # A form gives all it can: the predicate of `shfl` also where the instruction has no place for it.
+        wanted = sum(2 if typed.type == "b128" else 1 for typed in self.dst)
+        if self.op.row.carry_out:
+            results = (*results[: wanted - 1], results[-1])
+        return tuple(lane.raw for lane in results[:wanted])
+
+    def _known(self) -> tuple[int | None, ...]:
+        """Bits of sources that are immediates, for which some forms have a shorter formula."""
+        found: list[int | None] = []
+        for typed in self.src:
+            if typed.type == "b128":
+                found += [None, None]
+            elif isinstance(typed.operand, Imm):
+                found.append(immediate_bits(typed.operand, typed.type))
+            else:
+                found.append(None)
+        return tuple(found)
 
 
 def flatten(operand: Operand) -> tuple[Operand, ...]:
@@ -81,6 +106,7 @@ def signature(op: Op, instruction: Instruction) -> Signature:
         raise UnsupportedError(f"{instruction.text} has no operands.")
     outputs = flatten(instruction.operands[0])
     inputs = tuple(part for operand in instruction.operands[1:] for part in flatten(operand))
+    op = Op(op.row, replace(op.form, outputs=len(outputs)))
     dst = [Typed(*pair) for pair in zip(outputs, op.dst_types(len(outputs)), strict=True)]
     src = [Typed(*pair) for pair in zip(inputs, op.src_types(len(inputs)), strict=True)]
     for typed in (*dst, *src):
@@ -90,7 +116,7 @@ def signature(op: Op, instruction: Instruction) -> Signature:
         dst.append(Typed(CARRY, "pred"))
     if op.row.carry_in:
         src.append(Typed(CARRY, "pred"))
-    return Signature(tuple(dst), tuple(src))
+    return Signature(op, tuple(dst), tuple(src))
 
 
 def lanes_of(mask: int) -> Array:
@@ -274,6 +300,15 @@ class Decode:
             view(warp, reg)[lanes] = _converted(array, kind, own)[lanes]
 
         return write
+
+
+def immediate_bits(operand: Imm, type: str) -> int:
+    """Return the bits of a constant used as PTX type `type`."""
+    value = VALUE_TYPE[type]
+    if value == "i1":
+        return int(bool(operand.value))
+    width = BITS[value] // 8
+    return int(immediate(operand, f"f{width}" if value[0] == "f" else f"u{width}").view(f"u{width}"))
 
 
 def immediate(operand: Imm, dtype: npt.DTypeLike) -> Any:

@@ -16,14 +16,18 @@ Number: TypeAlias = "Lanes | int | float"
 
 
 class Lanes:
-    """A value in each lane of an engine `ops`; see the module's docstring."""
+    """A value in each lane of an engine `ops`; see the module's docstring.
 
-    __slots__ = ("ops", "raw")
+    `known` is the value's bits when they are an immediate of the instruction, else None: a shorter formula may use it.
+    """
 
-    def __init__(self, ops: Ops, raw: V) -> None:
+    __slots__ = ("known", "ops", "raw")
+
+    def __init__(self, ops: Ops, raw: V, known: int | None = None) -> None:
         """Wrap the engine's value `raw`."""
         self.ops = ops
         self.raw = raw
+        self.known = known
 
     @property
     def type(self) -> str:

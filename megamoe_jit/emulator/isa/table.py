@@ -40,7 +40,7 @@ class Kind(enum.Enum):
     """Who executes an instruction."""
 
     PURE = "pure"
-    """Values in, values out: `Op.apply` on the engine's `Ops`."""
+    """Values in, values out: `Signature.apply` on the engine's `Ops`."""
     MEMORY = "memory"
     """Loads, stores and addresses that engines execute themselves."""
     CONTROL = "control"
@@ -59,11 +59,13 @@ class Form:
         opcode: the whole dotted text.
         captures: what the pattern's named parts hold, without leading dots ("" where absent).
         parts: the opcode's parts between dots; `shared::cta` is one.
+        outputs: number of the instruction's (flattened) destinations, 0 while only the opcode is known.
     """
 
     opcode: str
     captures: Mapping[str, str]
     parts: frozenset[str]
+    outputs: int = 0
 
     def __getitem__(self, name: str) -> str:
         """Return what the pattern's part `name` holds."""
@@ -152,18 +154,6 @@ class Op:
     def src_types(self, count: int) -> tuple[str, ...]:
         """Types of `count` sources."""
         return _types(self.row.src, self.form, count, "sources")
-
-    def apply(self, ops: Any, values: Iterable[Any]) -> tuple[Any, ...]:
-        """Evaluate a pure form on values of engine `ops`; gives a value for each destination, and maybe some more.
-
-        Values and results have the types of `decode.signature(...)`; results past the instruction's destinations (the
-        predicate of a `shfl` without one) are to be dropped.
-        """
-        from megamoe_jit.emulator.isa.lanes import Calc, Lanes
-
-        calc = Calc(ops)
-        result = self.function(calc, self.form, *(Lanes(ops, value) for value in values))
-        return tuple(lane.raw for lane in (result if isinstance(result, tuple) else (result,)))
 
 
 def _types(types: Types, form: Form, count: int, what: str) -> tuple[str, ...]:

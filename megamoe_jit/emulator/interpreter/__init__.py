@@ -1,0 +1,1 @@
+"""The numpy engine: the same table of instructions, one array operation after another, to hold the native one to."""
