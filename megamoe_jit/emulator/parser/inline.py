@@ -33,7 +33,7 @@ from megamoe_jit.emulator.parser.scopes import Names, ParamVariable
 _PARAM_ACCESS = re.compile(r"(ld|st)\.param(?:::func|::entry)?\.(\w+)", re.A)
 _PARAM_SPACE = re.compile(r"\.param(?:::func|::entry)?(?=\.|$)", re.A)
 
-_MAX_INSTRUCTIONS = 1_000_000
+_MAX_INSTRUCTIONS = 250_000
 _MAX_CALL_DEPTH = 100
 
 
