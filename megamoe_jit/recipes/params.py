@@ -61,10 +61,31 @@ MEGA_MOE_PARAMS = ParamBlock(
     words=(("num_tokens", "I"), ("pool_rows", "I"), ("rank", "I"), ("routed_scaling_factor", "f")),
 )
 
+# templates/mega_moe/params_sm100.cuh
+MEGA_MOE_SM100_PARAMS = ParamBlock(
+    has_peer_table=True,
+    quads=(
+        *(f"sym_{part}" for part in SYM_PARTS),
+        "sym_block_sf",
+        *("tokens", "tokens_sf", "acts", "acts_sf", "routed", "routed_sf", "routed_weights"),
+        *("list_ready", "tokens_ready", "l1_done", "l2_tile_done", "l2_done", "exited", "error_record", "timeout_ns"),
+        # From here on each call has its own.
+        *("l1_alphas", "l2_alphas", "l1_bias", "l2_bias", "forecast", "recv_stats", "y", "y_stride"),
+    ),
+    words=(("num_tokens", "I"), ("rank", "I"), ("routed_scaling_factor", "f")),
+)
+
 # templates/staging/staging.cuh
 STAGING_PARAMS = ParamBlock(
     has_peer_table=False,
     quads=(*(f"sym_{part}" for part in SYM_PARTS), "base", "x", "x_sf", "topk_idx", "topk_weights", "x_stride_bytes"),
+    words=(("topk_idx_bytes", "I"), ("num_tokens", "I")),
+)
+
+# templates/staging/staging_sm100.cuh
+STAGING_SM100_PARAMS = ParamBlock(
+    has_peer_table=False,
+    quads=(*(f"sym_{part}" for part in SYM_PARTS), "sym_block_sf", "base", "x", "topk_idx", "topk_weights", "x_stride"),
     words=(("topk_idx_bytes", "I"), ("num_tokens", "I")),
 )
 

@@ -202,6 +202,7 @@ class Sm90Config:
             "pass_m": self.pass_m,
             "l1_m_tiles": sizes.l1_rows // _BLOCK_M,
             "l2_m_tiles": sizes.hidden_padded // _BLOCK_M,
+            "l2_arrivals": sizes.hidden_padded // _BLOCK_M,
             "l1_k_stages": sizes.hidden_k // _BLOCK_K,
             "l2_k_stages": sizes.intermediate_padded // _BLOCK_K,
             "l1_blocks_per_tile": 1 if p.activation.gated else 2,
@@ -246,7 +247,11 @@ class Sm90Config:
 
         A box is given outermost first: L2 reads activations by box_rows rows of 128 bytes, the swizzle's span.
         """
-        return {"family": "sm90", "wgmma_n": self.mma_widths, "tma_boxes": (("acts_map", self.box_rows, 128 // self.shapes.act_bytes),)}
+        return {
+            "family": "sm90",
+            "wgmma_n": self.mma_widths,
+            "tma_boxes": (("acts_map", self.box_rows, 128 // self.shapes.act_bytes),),
+        }
 
     @property
     def box_rows(self) -> int:

@@ -8,4 +8,6 @@ WAITS: dict[int, str] = {
     5: "all L2 tiles",
     6: "the MMAs of a tile",
     7: "an accumulator to be free (the epilogue to release it)",
+    8: "the routed rows of a token tile (dispatch to bring them)",
+    9: "a place in the ring of token tiles (L2 of the tile that had it)",
 }

@@ -16,6 +16,8 @@ enum class WaitFor : uint32_t {
     kL2Tiles = 5,       // combine: all L2 tiles
     kAccumFull = 6,     // epilogue: the MMAs of a tile
     kAccumEmpty = 7,    // mma: the epilogue to release an accumulator
+    kDispatch = 8,      // load: the routed rows of a token tile
+    kRingTile = 9,      // dispatch: L2 of the token tile that had a place in the ring before
 };
 
 // Host-readable record, written once by the first thread that gives up. Layout: runtime/memory.py.

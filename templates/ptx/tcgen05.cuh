@@ -30,6 +30,12 @@ __device__ __forceinline__ void tcgen05_ld_32x32b_x16(uint32_t (&d)[16], uint32_
     asm volatile("tcgen05.ld.sync.aligned.32x32b.x16.b32 { ${ 16 | regs } }, [%16];" : ${ 16 | outs("r") } : "r"(tmem));
 }
 
+// 16 lanes of 16 columns, at `tmem`'s lane (0 or 16 of the warp's quarter): thread t's register r is lane t / 4 + 8 (r / 2 % 2), column
+// 8 (r / 4) + 2 (t % 4) + r % 2. Rows 8 lanes apart are in one thread.
+__device__ __forceinline__ void tcgen05_ld_16x256b_x2(uint32_t (&d)[8], uint32_t tmem) {
+    asm volatile("tcgen05.ld.sync.aligned.16x256b.x2.b32 { ${ 8 | regs } }, [%8];" : ${ 8 | outs("r") } : "r"(tmem));
+}
+
 __device__ __forceinline__ void tcgen05_wait_ld() { asm volatile("tcgen05.wait::ld.sync.aligned;" ::: "memory"); }
 
 // --- order between threads ----------------------------------------------------------------------------------------------

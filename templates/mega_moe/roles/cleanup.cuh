@@ -14,9 +14,7 @@ __device__ __forceinline__ void cleanup(const mega_moe::Context& ctx, uint32_t c
     if (consumer_thread == 0) *is_last = ptx::atom_acq_rel_gpu_add(params.exited, 1) == gridDim.x - 1;
     mega_moe::sync_consumers();
     if (*is_last == 0) return;
-    for (uint32_t i = consumer_thread; i < config::kNumLocalExperts; i += mega_moe::kNumConsumerThreads) params.list_ready[i] = 0;
-    for (uint32_t i = consumer_thread; i < ctx.scheduler.num_token_tiles(); i += mega_moe::kNumConsumerThreads) params.l1_done[i] = 0;
-    if (consumer_thread == 0) *params.l2_done = 0, *params.exited = 0;
+    mega_moe::reset_counters(ctx, consumer_thread);
 }
 
 }  // namespace roles

@@ -22,6 +22,7 @@ constexpr uint32_t kNumPasses = 1;
 constexpr uint32_t kPassM = 256;
 constexpr uint32_t kL1MTiles = 23;
 constexpr uint32_t kL2MTiles = 12;
+constexpr uint32_t kL2Arrivals = 12;
 constexpr uint32_t kL1KStages = 23;
 constexpr uint32_t kL2KStages = 23;
 constexpr uint32_t kL1BlocksPerTile = 1;

@@ -56,6 +56,7 @@ constexpr uint32_t kNumPasses = 1;
 constexpr uint32_t kPassM = 256;
 constexpr uint32_t kL1MTiles = 23;
 constexpr uint32_t kL2MTiles = 12;
+constexpr uint32_t kL2Arrivals = 12;
 constexpr uint32_t kL1KStages = 23;
 constexpr uint32_t kL2KStages = 23;
 constexpr uint32_t kL1BlocksPerTile = 1;
@@ -251,6 +252,8 @@ enum class WaitFor : uint32_t {
     kL2Tiles = 5,       // combine: all L2 tiles
     kAccumFull = 6,     // epilogue: the MMAs of a tile
     kAccumEmpty = 7,    // mma: the epilogue to release an accumulator
+    kDispatch = 8,      // load: the routed rows of a token tile
+    kRingTile = 9,      // dispatch: L2 of the token tile that had a place in the ring before
 };
 
 // Host-readable record, written once by the first thread that gives up. Layout: runtime/memory.py.
@@ -598,6 +601,14 @@ constexpr uint32_t kNumConsumerThreads = config::kNumConsumerWarpgroups * 128;
 
 __device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBarrier, kNumConsumerThreads); }
 
+// Every counter that a call used, back to zero: the last block's consumers call it.
+__device__ __forceinline__ void reset_counters(const Context& ctx, uint32_t consumer_thread) {
+    const Params& params = ctx.params;
+    for (uint32_t i = consumer_thread; i < config::kNumLocalExperts; i += kNumConsumerThreads) params.list_ready[i] = 0;
+    for (uint32_t i = consumer_thread; i < ctx.scheduler.num_token_tiles(); i += kNumConsumerThreads) params.l1_done[i] = 0;
+    if (consumer_thread == 0) *params.l2_done = 0, *params.exited = 0;
+}
+
 }  // namespace mega_moe
 #line 9 "/mega_moe/sm90.cuh"
 #line 1 "/mega_moe/roles/cleanup.cuh"
@@ -622,9 +633,7 @@ __device__ __forceinline__ void cleanup(const mega_moe::Context& ctx, uint32_t c
     if (consumer_thread == 0) *is_last = ptx::atom_acq_rel_gpu_add(params.exited, 1) == gridDim.x - 1;
     mega_moe::sync_consumers();
     if (*is_last == 0) return;
-    for (uint32_t i = consumer_thread; i < config::kNumLocalExperts; i += mega_moe::kNumConsumerThreads) params.list_ready[i] = 0;
-    for (uint32_t i = consumer_thread; i < ctx.scheduler.num_token_tiles(); i += mega_moe::kNumConsumerThreads) params.l1_done[i] = 0;
-    if (consumer_thread == 0) *params.l2_done = 0, *params.exited = 0;
+    mega_moe::reset_counters(ctx, consumer_thread);
 }
 
 }  // namespace roles
@@ -745,7 +754,7 @@ __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t c
     constexpr uint32_t kPieces = (config::kHidden + 255) / 256, kWarps = mega_moe::kNumConsumerThreads / 32;
     // One thread polls; what it acquires reaches the others through the barrier.
     if (consumer_thread == 0) {
-        comm::wait_counter(ctx.watchdog, ctx.params.l2_done, ctx.scheduler.num_token_tiles() * config::kL2MTiles, comm::WaitFor::kL2Tiles, 0);
+        comm::wait_counter(ctx.watchdog, ctx.params.l2_done, ctx.scheduler.num_token_tiles() * config::kL2Arrivals, comm::WaitFor::kL2Tiles, 0);
     }
     mega_moe::sync_consumers();
     const uint32_t lane = consumer_thread % 32;

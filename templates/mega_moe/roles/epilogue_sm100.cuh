@@ -1,0 +1,72 @@
+// Role: epilogue (two warpgroups, which take tiles in turns), what L1 and L2 have in common
+// Waits for:  an accumulator's full barrier
+// Produces:   per column of the tile: slot, scales and factors in shared memory; releases accumulators on the even CTA's barrier
+// Registers:  those of the launch
+//
+// Thread t of a warpgroup reads lanes 32 (t / 32) .. of tensor memory: its warp's quarter of the tile's weight rows.
+#pragma once
+#include "mega_moe/context_sm100.cuh"
+#include "ptx/cluster.cuh"
+#include "ptx/tcgen05.cuh"
+
+namespace roles {
+
+struct Epilogue {
+    const mega_moe::Context& ctx;
+    mega_moe::EpilogueStorage& smem;  // the warpgroup's
+    uint32_t warpgroup;
+    uint32_t thread;  // in the warpgroup
+    uint32_t tmem;    // this warp's lanes
+    mega_moe::AccumCursor accum;
+
+    __device__ __forceinline__ void sync() const { ptx::barrier_sync(mega_moe::kFirstEpilogueBarrier + warpgroup, 128); }
+
+    __device__ __forceinline__ uint32_t accum_address() const { return tmem + accum.index * config::kBlockN; }
+
+    __device__ __forceinline__ void wait_accum() const {
+        comm::wait_barrier(ctx.watchdog, ptx::smem_address(&ctx.smem.accum_full[accum.index]), accum.phase, comm::WaitFor::kAccumFull, accum.index);
+        ptx::tcgen05_fence_after_thread_sync();
+    }
+
+    // One arrival a warp, after its last load.
+    __device__ __forceinline__ void release_accum() const {
+        ptx::tcgen05_fence_before_thread_sync();
+        __syncwarp();
+        if (thread % 32 != 0) return;
+        const uint32_t barrier = ptx::smem_address(&ctx.smem.accum_empty[accum.index]);
+        if constexpr (config::kCtaGroup == 1) {
+            ptx::mbarrier_arrive(barrier);
+        } else {
+            ptx::mbarrier_arrive_cluster(ptx::map_to_cta(barrier, 0));
+        }
+    }
+};
+
+// 2^n nearest below p: scales that are powers of two make quantised values independent of p, as long as nothing over- or underflows.
+__device__ __forceinline__ float power_of_two(float p) { return __uint_as_float(min(max(__float_as_uint(p) & 0x7F800000u, 0x0D800000u), 0x71800000u)); }
+
+// The second-level scale of a token's activations at an expert, foreseen from sizes: blocks of 16 then have scale factors near 2^1,
+// in the middle of what UE4M3 holds (2^-6 .. 448 with all bits).
+__device__ __forceinline__ float foresee_acts_scale(const mega_moe::ActsForecast& f, float token_scale) {
+    const float rms = token_scale * config::kForecastRms;
+    const float gate = fmaf(rms, f.gate_norm, f.gate_bias), up = config::kIsGated ? fmaf(rms, f.up_norm, f.up_bias) : gate;
+    return power_of_two(gate * up * config::kForecastFactor);
+}
+
+// What the tile's columns need, in shared memory. factor: the top-k weight where this GEMM's results are multiplied by it, else 1.
+// L1: x's second-level scale, and the scale that its activations get. L2: that scale again.
+__device__ __forceinline__ void fetch_columns(const Epilogue& e, const mega_moe::Tile& tile) {
+    const mega_moe::Params& params = e.ctx.params;
+    for (uint32_t column = e.thread; column < config::kBlockN; column += 128) {
+        const bool is_valid = column < tile.num_rows;
+        const uint32_t row = tile.row + column;
+        const float token_scale = config::kHasTokenScales && is_valid ? params.routed_sf[row] : 1.0f;
+        e.smem.slot[column] = is_valid ? params.routed[row] : 0;
+        e.smem.factor[column] = is_valid && (tile.is_l2 || config::kWeighsBeforeRequant) ? params.routed_weights[row] : 1.0f;
+        e.smem.token_scale[column] = token_scale;
+        e.smem.acts_scale[column] = config::kHasTokenScales ? foresee_acts_scale(params.forecast[tile.expert], token_scale) : 1.0f;
+    }
+    e.sync();
+}
+
+}  // namespace roles
