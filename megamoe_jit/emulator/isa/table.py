@@ -17,9 +17,10 @@ from __future__ import annotations
 import enum
 import functools
 import importlib
+import itertools
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -355,9 +356,50 @@ def rows() -> tuple[Row, ...]:
 def find(opcode: str) -> Op | None:
     """Return what the table says about `opcode`, None when it says nothing; two rows for one opcode are a bug."""
     _load()
-    matches = [Op(row, form) for row in _rows.get(opcode.partition(".")[0], ()) if (form := row.match(opcode))]
-    assert len(matches) <= 1, f"{opcode} is in several rows: {', '.join(op.row.pattern for op in matches)}"
-    return matches[0] if matches else None
+    for spelling in _spellings(opcode):
+        matches = [Op(row, form) for row in _rows.get(opcode.partition(".")[0], ()) if (form := row.match(spelling))]
+        assert len(matches) <= 1, f"{opcode} is in several rows: {', '.join(op.row.pattern for op in matches)}"
+        if matches:
+            return matches[0]
+    return None
+
+
+_QUALIFIERS = frozenset(
+    (
+        "rn",
+        "rz",
+        "rm",
+        "rp",
+        "rna",
+        "rs",
+        "rni",
+        "rzi",
+        "rmi",
+        "rpi",
+        "ftz",
+        "sat",
+        "satfinite",
+        "relu",
+        "NaN",
+        "xorsign",
+        "abs",
+        "approx",
+        "full",
+    )
+)
+
+
+def _spellings(opcode: str) -> Iterator[str]:
+    """Yield `opcode`, then other orders of its qualifiers: the assembler takes any, the manual prints one."""
+    yield opcode
+    parts = opcode.split(".")
+    places = [place for place, part in enumerate(parts) if part in _QUALIFIERS]
+    if 1 < len(places) < 6:
+        for order in itertools.permutations(places):
+            moved = list(parts)
+            for place, origin in zip(places, order, strict=True):
+                moved[place] = parts[origin]
+            yield ".".join(moved)
 
 
 def lookup(opcode: str) -> Op:
