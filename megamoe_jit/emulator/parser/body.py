@@ -26,7 +26,7 @@ from megamoe_jit.emulator.parser.scopes import Names, ParamVariable, Scope
 _STATEMENT = re.compile(
     r"\s*(?:"
     r"([A-Za-z_$%][\w$]*)\s*:(?!:)"
-    r"|(?:@\s*(!?)\s*([A-Za-z_$%][\w$]*)\s+)?([a-z]\w*(?:(?:\.|::)\w+)*)([^;]*);"
+    r"|(?:@\s*(!?)\s*([A-Za-z_$%][\w$]*)\s+)?([a-z]\w*(?:(?:\.|::)\w+|:[0-9]+)*)([^;]*);"
     r"|([{}])"
     r"|(\.[a-z]\w*)([^;]*);"
     r")",

@@ -103,11 +103,13 @@ def accesses(instruction: Instruction) -> Accesses:
     operands = instruction.operands
     opcode = instruction.opcode
     if operands and not isinstance(operands[0], Address) and _NO_DESTINATION.fullmatch(opcode) is None:
-        written = set(_registers(operands[0]))
+        # `tcgen05.ld.red` has a second destination; else the first operand is the only one.
+        count = 2 if opcode.startswith("tcgen05.ld.red.") else 1
+        written = {index for operand in operands[:count] for index in _registers(operand)}
         writes |= written
         if _READS_DESTINATION.fullmatch(opcode):
             reads |= written
-        operands = operands[1:]
+        operands = operands[count:]
     for operand in operands:
         reads.update(_registers(operand))
     if instruction.guard is not None:

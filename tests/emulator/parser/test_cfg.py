@@ -147,6 +147,8 @@ def _is_read_from(function: Function, start: int, register: int) -> bool:
         ("tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [a], b", "ab", ""),
         ("tcgen05.dealloc.cta_group::1.sync.aligned.b32 a, b", "ab", ""),
         ("tcgen05.ld.sync.aligned.32x32b.x2.b32 {a, b}, [c]", "c", "ab"),
+        ("tcgen05.ld.red.sync.aligned.32x32b.x2.min.f32 {a, b}, c, [d]", "d", "abc"),
+        ("tcgen05.ld.sync.aligned.16x32bx2.x2.b32 {a, b}, [c], 2", "c", "ab"),
         ("tcgen05.st.sync.aligned.32x32b.x2.b32 [c], {a, b}", "abc", ""),
         ("tcgen05.mma.cta_group::1.kind::f16 [a], q, u, b, p", "aqubp", ""),
         ("nanosleep.u32 a", "a", ""),
