@@ -30,21 +30,21 @@ class ScaleType(Enum):
 class Operand:
     """Encoding of one GEMM operand: `element` codes, one `sf_type` scale factor for each `gran_k` elements of K.
 
-    gran_k None with a scale type means one scale a row (a token); `row_scale` says that an FP32 factor a row (NVFP4's
+    gran_k None with a scale type means one scale a row (a token); `row_scale` says which factor a row (NVFP4's
     second level) is applied on top of the block scale factors.
     """
 
     element: Element
     sf_type: ScaleType | None = None
     gran_k: int | None = None
-    row_scale: bool = False
+    row_scale: Literal["fp32", "a power of two"] | None = None
 
     def __str__(self) -> str:
         """Return the encoding in words, as descriptions of recipes use them."""
         if self.sf_type is None:
             return self.element.value
         text = f"{self.element.value} with {self.sf_type.value} per {self.gran_k or 'token'}"
-        return text + (" and fp32 per token" if self.row_scale else "")
+        return text + (f" and {self.row_scale} per token" if self.row_scale else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +79,8 @@ _E4M3_TOKEN = Operand(element=Element.E4M3, sf_type=ScaleType.FP32)
 _E4M3_128 = Operand(element=Element.E4M3, sf_type=ScaleType.FP32, gran_k=128)
 _BF16 = Operand(element=Element.BF16)
 _NVFP4 = Operand(element=Element.E2M1, sf_type=ScaleType.UE4M3, gran_k=16)
-_NVFP4_ACTS = Operand(element=Element.E2M1, sf_type=ScaleType.UE4M3, gran_k=16, row_scale=True)
+_NVFP4_ACTS = Operand(element=Element.E2M1, sf_type=ScaleType.UE4M3, gran_k=16, row_scale="fp32")
+_NVFP4_L2_ACTS = Operand(element=Element.E2M1, sf_type=ScaleType.UE4M3, gran_k=16, row_scale="a power of two")
 _MXFP4 = Operand(element=Element.E2M1, sf_type=ScaleType.UE8M0, gran_k=32)
 _MXFP8 = Operand(element=Element.E4M3, sf_type=ScaleType.UE8M0, gran_k=32)
 _SM90 = ("sm_90a",)
@@ -91,7 +92,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="nvfp4_nvfp4",
             l1_acts=_NVFP4_ACTS,
-            l2_acts=_NVFP4_ACTS,
+            l2_acts=_NVFP4_L2_ACTS,
             checkpoint="nvfp4",
             weights=_NVFP4,
             mma="tcgen05.mma kind::mxf4nvf4 block16",

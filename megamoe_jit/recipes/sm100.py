@@ -50,7 +50,7 @@ class Sm100Shapes:
     @property
     def has_token_scales(self) -> bool:
         """Whether activations have a second-level scale for each token."""
-        return self.recipe.l1_acts.row_scale
+        return self.recipe.l1_acts.row_scale is not None
 
     def layouts(self) -> tuple[Sm100WeightLayout, Sm100WeightLayout]:
         """Return the weight layouts of L1 and L2."""

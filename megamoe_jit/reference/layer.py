@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from megamoe_jit.errors import ArgumentError
+from megamoe_jit.formats.activation import ActivationSpec
 from megamoe_jit.formats.adapt import adapt_weights_to_mxfp4, convert_weights_to_nvfp4
 from megamoe_jit.formats.moe_weights import MoeWeights
+from megamoe_jit.reference.forecast import foresee_acts_scale
 from megamoe_jit.reference.gemm import operand_values
 from megamoe_jit.reference.rounding_points import RoundingPoints
 
@@ -94,6 +96,12 @@ class Layer:
         if self.l1_row_alphas is not None:
             accum = accum * self.l1_row_alphas[expert]
         return accum if self.l1_bias is None else accum + self.l1_bias[expert]
+
+    def foresee_acts_scale(self, token_scale: Tensor, l1: Tensor, expert: int, activation: ActivationSpec) -> Tensor:
+        """Return float32 [T]: the scale of these tokens' activations at `expert`, whose L1 values are `l1`."""
+        alphas = l1.new_ones(len(l1)) if self.l1_row_alphas is None else self.l1_row_alphas[expert]
+        bias = None if self.l1_bias is None else self.l1_bias[expert]
+        return foresee_acts_scale(token_scale, l1, alphas, bias, activation)
 
 
 def _prepare(weights: MoeWeights, points: RoundingPoints) -> MoeWeights:

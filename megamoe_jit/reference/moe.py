@@ -84,7 +84,7 @@ def round_acts(
 ) -> tuple[Tensor, QuantizedTensor | None]:
     """Return float64 values [N, K] as the next GEMM reads them, and their codes where they are quantised.
 
-    `scale` float32 [N] is the global scale of each row, for "nvfp4_static" only.
+    `scale` float32 [N] is the global scale of each row, for "nvfp4_static" and "nvfp4_foreseen" only.
     """
     if rounding is None:
         return values.to(torch.float64), None
@@ -100,16 +100,25 @@ def round_acts(
         quantized = quantize_to_mxfp4(values)
     elif rounding == "nvfp4_token":
         quantized = quantize_to_nvfp4(values, global_scale="token")
-    elif rounding == "nvfp4_static":
+    elif rounding in ("nvfp4_static", "nvfp4_foreseen"):
         if scale is None:
             raise ArgumentError(
-                "rounding 'nvfp4_static' got no scale, but one for each expert is needed. Pass l2_act_scales float32 "
-                "[E]."
+                f"rounding {rounding!r} got no scale, but one for each row is needed. Pass l2_act_scales float32 [E] "
+                "for 'nvfp4_static', and use 'nvfp4_foreseen' for l2_acts only."
             )
         quantized = quantize_to_nvfp4(values, global_scale=scale)
     else:
         raise ArgumentError(f"activation rounding {rounding!r} is unknown. See RoundingPoints for those there are.")
     return quantized.dequantize(torch.float64), quantized
+
+
+def _token_scales(x: Tensor, l1_acts: QuantizedTensor | None) -> Tensor:
+    """Return the NVFP4 scale of each token, also where the tokens themselves are not rounded."""
+    if l1_acts is not None and l1_acts.global_scale is not None:
+        return l1_acts.global_scale
+    scale = quantize_to_nvfp4(x, global_scale="token").global_scale
+    assert scale is not None
+    return scale
 
 
 def _bf16_if(values: Tensor, rounding: str | None) -> Tensor:
@@ -205,6 +214,8 @@ def moe_reference(
             if before:
                 hidden = hidden * topk_weight
             scale = None if l2_act_scales is None else l2_act_scales[expert].float().expand(len(chunk))
+            if points.l2_acts == "nvfp4_foreseen":
+                scale = layer.foresee_acts_scale(_token_scales(x, l1_acts)[chunk // num_topk], l1, expert, spec)
             rounded, l2_acts = round_acts(hidden, points.l2_acts, scale)
             result = gemm_reference(rounded, l2) * layer.l2_alphas[expert]
             if layer.l2_bias is not None:

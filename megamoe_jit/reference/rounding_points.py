@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from megamoe_jit.errors import ArgumentError
 
-ActsRounding = Literal["bf16", "fp8_token", "fp8_128", "mxfp8", "mxfp4", "nvfp4_token", "nvfp4_static"]
+ActsRounding = Literal[
+    "bf16", "fp8_token", "fp8_128", "mxfp8", "mxfp4", "nvfp4_token", "nvfp4_static", "nvfp4_foreseen"
+]
 WeightsRounding = Literal["e4m3_product", "mxfp4_requantize", "mxfp4_max"]
 TopkWeightStage = Literal["after_l2", "before_requant"]
 
@@ -22,7 +24,8 @@ class RoundingPoints:
         l1_acts: tokens, as the first GEMM reads them. `fp8_token`: `quantize_to_fp8(x)`; `fp8_128`: the same for 128
         values;
             `mxfp8`, `mxfp4`: `quantize_to_mx...`; `nvfp4_token`: `quantize_to_nvfp4(x, global_scale="token")`;
-            `nvfp4_static`: with a given scale for each expert; `bf16`.
+            `nvfp4_static`: with a given scale for each expert; `nvfp4_foreseen`: with the power of two of
+            reference/forecast.py for each token and expert (`l2_acts` only); `bf16`.
         weights: what the MMA reads beside the checkpoint's exact code x block scale. `e4m3_product`: 8 * e4m3(code * sf
         / 8);
             `mxfp4_requantize`, `mxfp4_max`: `adapt_nvfp4_to_mxfp4`.
@@ -63,7 +66,7 @@ class RoundingPoints:
 _POINTS: dict[str, RoundingPoints] = {
     points.name: points
     for points in (
-        RoundingPoints(name="nvfp4_nvfp4", checkpoint="nvfp4", l1_acts="nvfp4_token", l2_acts="nvfp4_token"),
+        RoundingPoints(name="nvfp4_nvfp4", checkpoint="nvfp4", l1_acts="nvfp4_token", l2_acts="nvfp4_foreseen"),
         RoundingPoints(name="mxfp8_mxfp4", checkpoint="mxfp4", l1_acts="mxfp8", l2_acts="mxfp8"),
         RoundingPoints(
             name="mxfp8_nvfp4", checkpoint="nvfp4", l1_acts="mxfp8", weights="mxfp4_requantize", l2_acts="mxfp8"

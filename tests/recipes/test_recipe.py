@@ -21,7 +21,7 @@ NAMES = [
 ]
 DESCRIPTIONS = {
     "nvfp4_nvfp4": "NVFP4 weights; activations e2m1 with ue4m3 per 16 and fp32 per token (L1), "
-    "e2m1 with ue4m3 per 16 and fp32 per token (L2); the tensor core multiplies e2m1 weights by e2m1 activations with "
+    "e2m1 with ue4m3 per 16 and a power of two per token (L2); the tensor core multiplies e2m1 weights by e2m1 activations with "
     "tcgen05.mma kind::mxf4nvf4 block16 on sm_100a, sm_100f, sm_103a, sm_103f. ",
     "mxfp8_mxfp4": "MXFP4 weights; activations e4m3 with ue8m0 per 32 (L1), e4m3 with ue8m0 per 32 (L2); "
     "the tensor core multiplies e2m1 weights by e4m3 activations with tcgen05.mma kind::mxf8f6f4 block32 on sm_100a",
@@ -83,7 +83,7 @@ def test_a_recipe_agrees_with_itself(recipe: Recipe) -> None:
         (Operand(element=Element.E4M3, sf_type=ScaleType.FP32), "e4m3 with fp32 per token"),
         (Operand(element=Element.E2M1, sf_type=ScaleType.UE8M0, gran_k=32), "e2m1 with ue8m0 per 32"),
         (
-            Operand(element=Element.E2M1, sf_type=ScaleType.UE4M3, gran_k=16, row_scale=True),
+            Operand(element=Element.E2M1, sf_type=ScaleType.UE4M3, gran_k=16, row_scale="fp32"),
             "e2m1 with ue4m3 per 16 and fp32 per token",
         ),
     ],

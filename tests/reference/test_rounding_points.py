@@ -5,6 +5,9 @@ from megamoe_jit.recipes.recipe import RECIPES, Element, Operand, Recipe, ScaleT
 from megamoe_jit.reference.rounding_points import RoundingPoints, list_rounding_points, rounding_points
 
 
+_FORESEEN = "nvfp4_foreseen"
+
+
 def rounding_of(operand: Operand) -> str:
     return {
         (Element.BF16, None, None): "bf16",
@@ -12,7 +15,7 @@ def rounding_of(operand: Operand) -> str:
         (Element.E4M3, ScaleType.FP32, 128): "fp8_128",
         (Element.E4M3, ScaleType.UE8M0, 32): "mxfp8",
         (Element.E2M1, ScaleType.UE8M0, 32): "mxfp4",
-        (Element.E2M1, ScaleType.UE4M3, 16): "nvfp4_token",
+        (Element.E2M1, ScaleType.UE4M3, 16): "nvfp4_token" if operand.row_scale == "fp32" else _FORESEEN,
     }[operand.element, operand.sf_type, operand.gran_k]
 
 
