@@ -77,9 +77,7 @@ def _compile(
     names = kernel.arg_names
     # "i32:any": an integer that may be anything; pointers and other integers are multiples of 16.
     attrs = {
-        (names.index(name),): divisible
-        for name, kind in given.items()
-        if kind[0] == "*" or kind in ("i32", "i64")
+        (names.index(name),): divisible for name, kind in given.items() if kind[0] == "*" or kind in ("i32", "i64")
     }
     types = {name: kind.partition(":")[0] for name, kind in given.items()}
     source_type = ASTSource

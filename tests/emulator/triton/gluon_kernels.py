@@ -102,10 +102,10 @@ def pair_scaled_matmul(
     SF_K: gl.constexpr = BLOCK_K // GRAN_K
     row = gl.program_id(0) * BLOCK_M
     column = gl.program_id(1) * BLOCK_N
-    a_smem = gl.allocate_shared_memory(a_map.dtype, [NUM_STAGES] + a_map.block_type.shape, a_map.layout)
-    b_smem = gl.allocate_shared_memory(b_map.dtype, [NUM_STAGES] + b_map.block_type.shape, b_map.layout)
-    a_sf_smem = gl.allocate_shared_memory(a_sf_map.dtype, [NUM_STAGES] + a_sf_map.block_type.shape, a_sf_map.layout)
-    b_sf_smem = gl.allocate_shared_memory(b_sf_map.dtype, [NUM_STAGES] + b_sf_map.block_type.shape, b_sf_map.layout)
+    a_smem = gl.allocate_shared_memory(a_map.dtype, [NUM_STAGES] + a_map.block_type.shape, a_map.layout)  # noqa: RUF005
+    b_smem = gl.allocate_shared_memory(b_map.dtype, [NUM_STAGES] + b_map.block_type.shape, b_map.layout)  # noqa: RUF005
+    a_sf_smem = gl.allocate_shared_memory(a_sf_map.dtype, [NUM_STAGES] + a_sf_map.block_type.shape, a_sf_map.layout)  # noqa: RUF005
+    b_sf_smem = gl.allocate_shared_memory(b_sf_map.dtype, [NUM_STAGES] + b_sf_map.block_type.shape, b_sf_map.layout)  # noqa: RUF005
     pair: gl.constexpr = gl.num_ctas() == 2
     accum_layout: gl.constexpr = TensorMemoryLayout(
         [128, BLOCK_N], col_stride=1, cga_layout=[[1, 0]] if pair else [], two_ctas=pair
@@ -219,7 +219,9 @@ def matmul_from_tensor_memory(
 def warpgroup_matmul(a_ptr, b_map, d_ptr, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr, INSTR_N: gl.constexpr):
     """One tile of D = A @ B^T by wgmma with A in registers, two MMAs in flight."""
     registers: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[gl.num_warps(), 1], instr_shape=[16, INSTR_N, 256 // b_map.dtype.primitive_bitwidth]
+        version=[3, 0],
+        warps_per_cta=[gl.num_warps(), 1],
+        instr_shape=[16, INSTR_N, 256 // b_map.dtype.primitive_bitwidth],
     )
     operand: gl.constexpr = gl.DotOperandLayout(
         operand_index=0, parent=registers, k_width=32 // b_map.dtype.primitive_bitwidth

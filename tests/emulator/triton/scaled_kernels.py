@@ -25,7 +25,7 @@ def scaled_matmul(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """D[m, n] = A[m, k] @ B[n, k]^T through plain pointers; rows past m and n are masked, k is a multiple of BLOCK_K."""
+    """D[m, n] = A[m, k] @ B[n, k]^T through pointers; rows past m and n are masked, BLOCK_K divides k."""
     A_PER_BYTE: tl.constexpr = 2 if A_FORMAT == "e2m1" else 1
     B_PER_BYTE: tl.constexpr = 2 if B_FORMAT == "e2m1" else 1
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -74,8 +74,12 @@ def scaled_matmul_device_descriptors(
     """As scaled_matmul, with operands and result through tensor maps that the kernel itself fills in."""
     A_PER_BYTE: tl.constexpr = 2 if A_FORMAT == "e2m1" else 1
     B_PER_BYTE: tl.constexpr = 2 if B_FORMAT == "e2m1" else 1
-    a_map = tl.make_tensor_descriptor(a_ptr, [m, k // A_PER_BYTE], [k // A_PER_BYTE, 1], [BLOCK_M, BLOCK_K // A_PER_BYTE])
-    b_map = tl.make_tensor_descriptor(b_ptr, [n, k // B_PER_BYTE], [k // B_PER_BYTE, 1], [BLOCK_N, BLOCK_K // B_PER_BYTE])
+    a_map = tl.make_tensor_descriptor(
+        a_ptr, [m, k // A_PER_BYTE], [k // A_PER_BYTE, 1], [BLOCK_M, BLOCK_K // A_PER_BYTE]
+    )
+    b_map = tl.make_tensor_descriptor(
+        b_ptr, [n, k // B_PER_BYTE], [k // B_PER_BYTE, 1], [BLOCK_N, BLOCK_K // B_PER_BYTE]
+    )
     d_map = tl.make_tensor_descriptor(d_ptr, [m, n], [n, 1], [BLOCK_M, BLOCK_N])
     first_row = tl.program_id(0) * BLOCK_M
     first_column = tl.program_id(1) * BLOCK_N
@@ -96,7 +100,7 @@ def scaled_matmul_device_descriptors(
 
 @triton.jit
 def _packed_scales(sf_map, block_rows, at, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load [ROWS, COLUMNS] scale factors that lie in blocks of 128 x 4, each as [32, 4, 4] bytes (row % 32, row / 32)."""
+    """Load [ROWS, COLUMNS] scale factors: blocks of 128 x 4, each as [32, 4, 4] bytes (row % 32, row / 32)."""
     packed = sf_map.load([0, block_rows, at, 0, 0])
     blocks = packed.reshape(ROWS // 128, COLUMNS // 4, 32, 4, 4)
     return blocks.trans(0, 3, 2, 1, 4).reshape(ROWS, COLUMNS)
@@ -157,7 +161,7 @@ def scaled_matmul_persistent(
     STAGES: tl.constexpr,
     SPECIALIZE: tl.constexpr,
 ):
-    """As scaled_matmul_host_descriptors, each program over several tiles, loads, MMAs and epilogue in warps of their own."""
+    """As scaled_matmul_host_descriptors, each program over several tiles, its roles in warps of their own."""
     A_PER_BYTE: tl.constexpr = 2 if A_FORMAT == "e2m1" else 1
     B_PER_BYTE: tl.constexpr = 2 if B_FORMAT == "e2m1" else 1
     SF_K: tl.constexpr = BLOCK_K // GRAN_K

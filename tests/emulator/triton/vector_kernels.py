@@ -92,7 +92,9 @@ def histogram(x_ptr, counts_ptr, local_ptr, size, BLOCK: tl.constexpr, BINS: tl.
 
 
 @triton.jit
-def atomics(x_ptr, f32_ptr, f16_ptr, bf16_ptr, i32_ptr, lock_ptr, counter_ptr, BLOCK: tl.constexpr, SLOTS: tl.constexpr):
+def atomics(
+    x_ptr, f32_ptr, f16_ptr, bf16_ptr, i32_ptr, lock_ptr, counter_ptr, BLOCK: tl.constexpr, SLOTS: tl.constexpr
+):
     """Sums in three float types, bit operations and extremes, and a counter under a spin lock."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + at)
