@@ -150,10 +150,11 @@ class WarpClock:
 
     Attributes:
         fences: scope -> clock at the last releasing fence of that scope; later strong writes hand it over.
-        seen: level -> what relaxed reads saw; the next acquiring fence takes it.
+        seen: level -> what relaxed reads saw; acquiring fences take it.
+        versions: location -> what was last taken from it.
     """
 
-    __slots__ = ("_ctx", "actor", "array", "count", "fences", "seen")
+    __slots__ = ("_ctx", "actor", "array", "count", "fences", "seen", "versions")
 
     def __init__(self, ctx: Any, actor: int, epoch: int, num_rows: int, capacity: int) -> None:
         """Start knowing only itself."""
@@ -164,6 +165,7 @@ class WarpClock:
         self.count = actor + 1
         self.fences: dict[str, Rows] = {}
         self.seen: dict[str, SyncClock] = {}
+        self.versions: dict[Location, tuple[int, str, str]] = {}
         self._publish()
 
     def _publish(self) -> None:
@@ -215,6 +217,14 @@ class WarpClock:
         for actor, epoch in sync.marks.items():
             self.observe(actor, epoch)
 
+    def saw(self, level: str, sync: SyncClock) -> None:
+        """A relaxed read saw what `sync` holds."""
+        seen = self.seen.setdefault(level, SyncClock())
+        if sync.rows is not None:
+            seen.add(sync.rows)
+        for actor, epoch in sync.marks.items():
+            seen.mark(actor, epoch)
+
 
 LEVELS = ("cta", "cluster", "gpu", "sys")
 
@@ -226,15 +236,16 @@ class Location:
     kept once for each level up to s, under the CTA, cluster, rank of w.
 
     Attributes:
-        last: (warp, pc, scope) of the last strong write.
+        last: (warp, pc, scope) of the last strong write; version counts them.
     """
 
-    __slots__ = ("last", "levels")
+    __slots__ = ("last", "levels", "version")
 
     def __init__(self) -> None:
         """Nobody has written."""
         self.levels: dict[tuple[str, object], SyncClock] = {}
         self.last: tuple[Warp, int, str] | None = None
+        self.version = 0
 
     def release(self, warp: Warp, rows: Rows, scope: str) -> None:
         """`warp` hands over `rows` at `scope`."""

@@ -17,6 +17,7 @@ from megamoe_jit.emulator.native.shadow_layout import (
     EPOCH_BITS,
     EPOCH_MASK,
     GRANULE,
+    IN_FLIGHT,
     INITIALISED,
     OBJECT,
     READ_PC_BITS,
@@ -63,6 +64,7 @@ class Watched(NamedTuple):
     masks: npt.NDArray[np.uint64] | np.uint64
     first: int
     is_shared: bool
+    is_tensor: bool = False
 
 
 def watch(ranges: Iterable[Range], allocations: Allocations) -> Iterator[Watched]:
@@ -70,7 +72,9 @@ def watch(ranges: Iterable[Range], allocations: Allocations) -> Iterator[Watched
     for entry in ranges:
         kind, cta = entry[0], entry[1]
         shadow = _shadow(kind, cta)
-        if kind == "global":
+        if kind == "global" and len(entry) == 3:
+            yield from _scattered(np.asarray(entry[2], np.int64), allocations)
+        elif kind == "global":
             start, length = int(entry[2]), int(entry[3])  # type: ignore[arg-type, misc]
             known = allocations.shadow(start)
             if known is not None and length:
@@ -79,17 +83,40 @@ def watch(ranges: Iterable[Range], allocations: Allocations) -> Iterator[Watched
         elif shadow is None:
             continue
         elif len(entry) == 3:
-            offsets = np.asarray(entry[2], np.int64)
-            granules, byte = np.divmod(offsets, GRANULE)
-            index, where = np.unique(granules, return_inverse=True)
-            bits = np.zeros(len(index), np.uint64)
-            np.bitwise_or.at(bits, where.ravel(), _U(1) << byte.ravel().astype(np.uint64))
-            yield Watched(shadow, index, bits, int(index[0]) * GRANULE if len(index) else 0, True)
+            index, bits = _granules(np.asarray(entry[2], np.int64))
+            if len(index):
+                yield Watched(shadow, index, bits, int(index[0]) * GRANULE, kind != "tmem", kind == "tmem")
         else:
             start, length = int(entry[2]), int(entry[3])  # type: ignore[misc]
             if length:
                 first, last = start // GRANULE, -(-(start + length) // GRANULE)
-                yield Watched(shadow, slice(first, last), _byte_masks(start, length), first * GRANULE, True)
+                masks = _byte_masks(start, length)
+                yield Watched(shadow, slice(first, last), masks, first * GRANULE, kind != "tmem", kind == "tmem")
+
+
+def _granules(offsets: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+    """Return the granules that bytes lie in, and which bytes of each are meant."""
+    granules, byte = np.divmod(offsets.ravel(), GRANULE)
+    index, where = np.unique(granules, return_inverse=True)
+    bits = np.zeros(len(index), np.uint64)
+    np.bitwise_or.at(bits, where.ravel(), _U(1) << byte.astype(np.uint64))
+    return index, bits
+
+
+def _scattered(addresses: npt.NDArray[np.int64], allocations: Allocations) -> Iterator[Watched]:
+    """Watch single bytes of global memory, those of one allocation at a time."""
+    while len(addresses):
+        known = allocations.shadow(int(addresses[0]))
+        if known is None:
+            addresses = addresses[1:]
+            continue
+        index, bits = _granules(addresses)
+        index = index - known.first
+        inside = (index >= 0) & (index < len(known.granules))
+        granules = known.granules
+        yield Watched(granules, index[inside], bits[inside], known.first * GRANULE, False)
+        position = addresses // GRANULE - known.first
+        addresses = addresses[(position < 0) | (position >= len(granules))]
 
 
 def _shadow(kind: str, cta: Cta | None) -> SharedShadow | None:
@@ -145,7 +172,13 @@ def unseen_write(
     word = int(words[first])
     pcs = shadow.writer_pc[index] if isinstance(shadow, SharedShadow) else shadow["writer_pc"][index]
     return Clash(
-        "write", int(actors[first]), int(epochs[first]), int(pcs[first]), bool(word & ASYNC), ordered, _offset(at, first)
+        "write",
+        int(actors[first]),
+        int(epochs[first]),
+        int(pcs[first]),
+        bool(word & ASYNC),
+        ordered,
+        _offset(at, first),
     )
 
 
@@ -165,9 +198,7 @@ def unseen_read(at: Watched, clock: npt.NDArray[np.uint32], own: tuple[int, ...]
         first = int(bad.argmax())
         word = int(words[first])
         pc = int(shadow["reader_pc"][index][first])
-        return Clash(
-            "read", int(actors[first]), word & EPOCH_MASK, pc, bool(word & ASYNC), False, _offset(at, first)
-        )
+        return Clash("read", int(actors[first]), word & EPOCH_MASK, pc, bool(word & ASYNC), False, _offset(at, first))
     entries = shadow.reads[index]
     if not entries.any():
         return None
@@ -196,6 +227,29 @@ def unwritten(at: Watched) -> int | None:
         return None
     missing = ~at.shadow.state[at.index].astype(np.uint64) & at.masks & _U(INITIALISED)
     return _offset(at, int((missing != 0).argmax())) if missing.any() else None
+
+
+def in_flight(at: Watched) -> bool:
+    """Whether a pending operation will write some of these bytes."""
+    return isinstance(at.shadow, SharedShadow) and bool((at.shadow.state[at.index] & IN_FLIGHT).any())
+
+
+def mark_in_flight(at: Watched, pending: bool) -> None:
+    """Note that an operation will write these bytes, or that it has."""
+    if isinstance(at.shadow, SharedShadow):
+        if pending:
+            at.shadow.state[at.index] |= IN_FLIGHT
+        else:
+            at.shadow.state[at.index] &= 0xFF ^ IN_FLIGHT
+
+
+def mark_object(at: Watched, present: bool) -> None:
+    """Note that an opaque object lies in these bytes, or that it does no more."""
+    if isinstance(at.shadow, SharedShadow):
+        if present:
+            at.shadow.state[at.index] |= OBJECT
+        else:
+            at.shadow.state[at.index] &= 0xFF ^ OBJECT
 
 
 def touches_object(at: Watched) -> bool:
@@ -241,8 +295,10 @@ def _offset(at: Watched, position: int) -> int:
     if isinstance(at.index, slice):
         base = at.first + position * GRANULE
     else:
-        base = int(at.index[position]) * GRANULE
-    mask = int(np.broadcast_to(at.masks, (position + 1,))[position]) if isinstance(at.masks, np.uint64) else int(
-        at.masks[position]
+        base = int(at.index[position]) * GRANULE + (0 if at.is_shared or at.is_tensor else at.first)
+    mask = (
+        int(np.broadcast_to(at.masks, (position + 1,))[position])
+        if isinstance(at.masks, np.uint64)
+        else int(at.masks[position])
     )
     return base + ((mask & -mask).bit_length() - 1 if mask else 0)

@@ -215,4 +215,6 @@ class ClusterBarrier(Waitable):
             for warp in cta.warps
             if not warp.exited and warp.ctx.live & ~self.arrived.get(warp, 0)
         ]
-        return f"barrier.cluster, phase {self.phase}: missing {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}"
+        return (
+            f"barrier.cluster, phase {self.phase}: missing {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}"
+        )

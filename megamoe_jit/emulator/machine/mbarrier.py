@@ -116,7 +116,9 @@ class Mbarrier(Waitable):
         self.tx += nbytes
         if abs(self.tx) > MAX_COUNT:
             self.cta.machine.report(
-                "mbarrier-tx", f"The transaction count of {self.name()} becomes {self.tx}; it holds +-{MAX_COUNT}.", by=by
+                "mbarrier-tx",
+                f"The transaction count of {self.name()} becomes {self.tx}; it holds +-{MAX_COUNT}.",
+                by=by,
             )
 
     def _maybe_complete(self) -> None:

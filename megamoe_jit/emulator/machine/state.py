@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from megamoe_jit.emulator.checks.clocks import WarpClock
     from megamoe_jit.emulator.machine.engine import Program
     from megamoe_jit.emulator.machine.machine import Machine
+    from megamoe_jit.emulator.native.shadow_layout import SharedShadow
 
 __all__ = [
     "AwaitLanes", "Cluster", "Cta", "Grid", "Jump", "Outcome", "Park", "Place", "Retry", "Waitable", "Warp", "Yield",
@@ -44,8 +45,18 @@ class Place:
     start: int
 
 
+def _is_aligned(opcode: str) -> bool:
+    """Whether all threads of a warp must execute an instruction together; `bar` is another spelling of it."""
+    return ".aligned" in opcode or (opcode.startswith("bar.") and not opcode.startswith("bar.warp"))
+
+
 class Grid:
-    """One launch of one rank."""
+    """One launch of one rank.
+
+    Attributes:
+        aligned: PCs of the instructions that a whole warp executes together.
+        cycles: virtual time at which its last warp left.
+    """
 
     def __init__(
         self,
@@ -74,7 +85,8 @@ class Grid:
         self.index = index
         self.cooperative = cooperative
         self.scratch: dict[str, Any] = {}
-        self.clusters_left = self.num_clusters
+        self.cycles = 0
+        self.aligned = frozenset(i.index for i in self.function.instructions if _is_aligned(i.opcode))
 
     @property
     def num_threads(self) -> int:
@@ -114,6 +126,7 @@ class Cluster:
         smem_table: [MAX_CLUSTER, 2] uint64, host address and size of each CTA's shared space; zeros for a CTA that has
             left and for ranks that do not exist. Native code reads it.
         barrier: `barrier.cluster`.
+        shadow_table, first_actor: the checker's.
     """
 
     def __init__(self, grid: Grid, position: Dims, index: int) -> None:
@@ -124,6 +137,8 @@ class Cluster:
         self.ctas: list[Cta] = []
         self.smem_table = np.zeros((MAX_CLUSTER, 2), np.uint64)
         self.barrier = ClusterBarrier(self)
+        self.shadow_table: npt.NDArray[np.uint64] | None = None
+        self.first_actor = 0
         self.scratch: dict[str, Any] = {}
 
     @property
@@ -140,6 +155,8 @@ class Cta:
         smem: the shared space, indexed by offset (bytes below SHARED_BASE are never used); poisoned at the start.
         mbarriers: offset -> Mbarrier, those that `mbarrier.init` made.
         tmem: memory/tmem.Tmem, made at first use.
+        shadow, tmem_shadow: the checker's.
+        exit_hooks: called when the last warp has left, before the memory is taken away.
         exited: all warps have left; any later access to its shared memory is a report.
         scratch: state of handler modules, by name of the module.
     """
@@ -155,6 +172,9 @@ class Cta:
         self.barriers = NamedBarriers(self)
         self.tmem: Any = None
         self.exited = False
+        self.shadow: SharedShadow | None = None
+        self.tmem_shadow: SharedShadow | None = None
+        self.exit_hooks: list[Callable[[Cta], None]] = []
         self.scratch: dict[str, Any] = {}
 
     @property
@@ -203,6 +223,7 @@ class Warp:
         clock: vector clock of the checker; actor: its own index in it.
         timed_out: lanes that a scheduler's time-out woke (see Park.can_time_out).
         awaiting: PC -> lanes blocked there by AwaitLanes.
+        parks: PC -> (lanes, what for, virtual time since when).
         polls: what polling loads saw last, by PC.
         scratch: state of handler modules, by name of the module.
     """
@@ -229,7 +250,7 @@ class Warp:
         self.spins = 0
         self.timed_out = 0
         self.awaiting: dict[int, int] = {}
-        self.parks: dict[int, tuple[int, Park]] = {}
+        self.parks: dict[int, tuple[int, Park, int]] = {}
         self.polls: dict[int, Any] = {}
         self.scratch: dict[str, Any] = {}
 
