@@ -47,7 +47,8 @@ def test_scalars(text: str, value: object) -> None:
     assert parse_argument(f"name={text}").scalar == value
 
 
-_BAD = """x x= =7 7x f33:1 f32:x u8:256 s8:-129 u32:1.5 zeros zeros:float32 zeros:nope:4 zeros:float32: zeros:float32:4,4
+_BAD = """x x= =7 7x
+f33:1 f32:x u8:256 s8:-129 u32:1.5 zeros zeros:float32 zeros:nope:4 zeros:float32: zeros:float32:4,4
 ones:float32:99999999999x99 zeros:O0:3 f16:1e9 0x --5"""
 
 
