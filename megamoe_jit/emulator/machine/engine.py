@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
@@ -61,6 +62,10 @@ class Program(Protocol):
 
     def free_warp(self, warp: Warp) -> None:
         """Give back what `new_warp` made: the warp has exited."""
+        ...
+
+    def instruction_counts(self) -> Counter[str]:
+        """Return how often warps executed each opcode, since the program was made."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ class Grid:
 
     Attributes:
         aligned: PCs of the instructions that a whole warp executes together.
+        symbols: host addresses of the module's variables.
         cycles: virtual time at which its last warp left.
     """
 
@@ -71,6 +72,7 @@ class Grid:
         rank: int = 0,
         index: int = 0,
         cooperative: bool = False,
+        symbols: Mapping[str, int] | None = None,
     ) -> None:
         """Note the dimensions; clusters are made by `start_cluster` when the scheduler wants them."""
         self.machine = machine
@@ -84,6 +86,7 @@ class Grid:
         self.rank = rank
         self.index = index
         self.cooperative = cooperative
+        self.symbols = symbols if symbols is not None else {}
         self.scratch: dict[str, Any] = {}
         self.cycles = 0
         self.aligned = frozenset(i.index for i in self.function.instructions if _is_aligned(i.opcode))
