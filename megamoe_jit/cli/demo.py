@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megamoe_jit.cli.output import JsonOption, console, emit_json, print_line, print_table
+from megamoe_jit.cli.output import JsonOption, console, emit_json, format_bytes, print_line, print_table
 from megamoe_jit.cli.warmup import OUTCOME_COLUMNS, Outcome, build_one, compiled_s
 from megamoe_jit.errors import CompileError
 
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from megamoe_jit.recipes import Problem, Recipe
 
 _NUM_TIMED_CALLS = 5
+_WHERE = {
+    "cuda": "the fused kernel",
+    "emulator": "the fused kernel's PTX in the emulator",
+    "reference": "the reference",
+}
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        help="cuda, emulator or reference. Default: this machine's GPU for its own target, else the emulator."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +41,8 @@ class DemoReport:
 
     `cosine` is to the layer without any rounding of activations, `rel_l2` the relative L2 error to the recipe's
     float64 oracle. `compile_s` is NVRTC's time for the kernels that were not in the cache, `cache` is "hit" when all of
-    them were; `call_ms` is the median of a few calls, the host's part included.
+    them were; `call_ms` is the median of a few calls, the host's part included, in the emulator the time of one call.
+    `emulated` says what that call executed, None elsewhere.
     """
 
     backend: str
@@ -46,6 +58,20 @@ class DemoReport:
     tensor_maps: list[str]
     call_ms: float
     wall_s: float
+    emulated: EmulatedCall | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmulatedCall:
+    """What one call executed in the emulator, on a device of `num_sms` SMs."""
+
+    num_sms: int
+    launches: int
+    warp_instructions: int
+    mmas: int
+    tma_bytes: int
+    barrier_waits: int
+    findings: list[str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +95,16 @@ def demo(
     arch: Annotated[
         str | None, typer.Option(help="Target to compile for. Default: this machine's GPU, else sm_90a.")
     ] = None,
+    backend: BackendOption = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, tokens and routing.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Compile the kernels of a random layer, run it on this machine, and compare with the float64 reference."""
+    """Compile the kernels of a random layer, run it on this machine, and compare with the float64 reference.
+
+    On a GPU of the target the kernels run there, elsewhere in the emulator, which executes their PTX on the CPU.
+    """
     start = time.perf_counter()
-    from megamoe_jit.cli.target import device_arch, target_arch
+    from megamoe_jit.cli.target import target_arch
     from megamoe_jit.recipes import Problem, default_recipe, get_recipe
 
     target = target_arch(arch)
@@ -82,13 +112,21 @@ def demo(
     problem = Problem(
         hidden=hidden, intermediate=intermediate, num_experts=experts, num_topk=topk, max_tokens_per_rank=max(tokens, 1)
     )
-    backend = "cuda" if target == device_arch() else "reference"
-    report = run_demo(problem, chosen, target, backend=backend, num_tokens=tokens, seed=seed)
+    report = run_demo(problem, chosen, target, backend=backend_here(target, backend), num_tokens=tokens, seed=seed)
     report = replace(report, wall_s=time.perf_counter() - start)
     if as_json:
         emit_json(asdict(report))
     else:
         _print_report(report)
+
+
+def backend_here(target: str, given: str | None) -> str:
+    """Return the backend that runs kernels of `target` on this machine; raises as resolve_backend does."""
+    from megamoe_jit.cli.target import device_arch
+    from megamoe_jit.runtime.backend import resolve_backend
+
+    on_gpu = given in (None, "cuda") and target == device_arch()
+    return resolve_backend(given, "cuda" if on_gpu else "cpu")
 
 
 def run_demo(problem: Problem, recipe: Recipe, arch: str, *, backend: str, num_tokens: int, seed: int) -> DemoReport:
@@ -112,7 +150,11 @@ def run_demo(problem: Problem, recipe: Recipe, arch: str, *, backend: str, num_t
         backend=backend,
         arch=arch,
     )
-    y = moe(layer.x, layer.topk_idx, layer.topk_weights)
+    first = time.perf_counter()
+    y, emulated = call(moe, layer)
+    call_s = time.perf_counter() - first
+    if backend != "emulator":
+        call_s = statistics.median(_call_s(moe, layer) for _ in range(_NUM_TIMED_CALLS))
     cosine, rel_l2 = judge(y, layer, recipe.name)
     return DemoReport(
         backend=backend,
@@ -132,9 +174,23 @@ def run_demo(problem: Problem, recipe: Recipe, arch: str, *, backend: str, num_t
         cache="hit" if all(outcome.cache == "hit" for outcome in outcomes) else "miss",
         kernels=outcomes,
         tensor_maps=describe_tensor_maps(problem, recipe, arch),
-        call_ms=statistics.median(_call_s(moe, layer) for _ in range(_NUM_TIMED_CALLS)) * 1e3,
+        call_ms=call_s * 1e3,
         wall_s=time.perf_counter() - start,
+        emulated=emulated,
     )
+
+
+def call(moe: MegaMoE, layer: Layer) -> tuple[Tensor, EmulatedCall | None]:
+    """Run a layer once; the second value says what an emulator executed."""
+    if moe.backend != "emulator":
+        return moe(layer.x, layer.topk_idx, layer.topk_weights), None
+    from megamoe_jit.runtime.emulated import emulated_backend
+
+    device = emulated_backend()
+    before = device.work()
+    y = moe(layer.x, layer.topk_idx, layer.topk_weights)
+    work = device.work().since(before)
+    return y, EmulatedCall(num_sms=device.num_sms, **asdict(work) | {"findings": list(work.findings)})
 
 
 def random_layer(problem: Problem, recipe: Recipe, *, num_tokens: int, seed: int, device: str) -> Layer:
@@ -202,15 +258,26 @@ def _print_report(report: DemoReport) -> None:
     console.print("TMA descriptors", style="bold")
     for line in report.tensor_maps:
         print_line(f"  {line}")
-    where = "the fused kernel" if report.backend == "cuda" else "the reference (no GPU of that target here)"
     shape = ", ".join(f"{name} {value}" for name, value in report.shape.items())
-    oracle = "" if report.backend == "cuda" else " (which is the reference itself)"
+    oracle = " (which is the reference itself)" if report.backend == "reference" else ""
     print_line("")
-    print_line(f"{report.recipe} for {report.arch}, run by {where} on {report.device}")
+    print_line(f"{report.recipe} for {report.arch}, run by {_WHERE[report.backend]} on {report.device}")
     print_line(f"  {shape}")
+    if report.emulated is not None:
+        _print_emulated(report.emulated)
     print_line(f"  cosine to the unquantised truth   {report.cosine:.6f}")
     print_line(f"  relative L2 error to the oracle   {report.rel_l2:.2e}{oracle}")
     print_line(
         f"  compiling {report.compile_s:.2f} s (cache {report.cache}), one call {report.call_ms:.3f} ms, "
         f"in all {report.wall_s:.2f} s"
     )
+
+
+def _print_emulated(call: EmulatedCall) -> None:
+    print_line(
+        f"  {call.launches} launches on {call.num_sms} emulated SMs: {call.warp_instructions:,} warp instructions, "
+        f"{call.mmas:,} MMAs, {format_bytes(call.tma_bytes)} by TMA, {call.barrier_waits:,} barrier waits"
+    )
+    print_line(f"  races, missing fences, misused barriers: {len(call.findings) or 'none'}")
+    for finding in call.findings:
+        print_line(f"    {finding}")

@@ -29,7 +29,7 @@ class Check:
 class RecipeReport:
     """Whether and how a recipe runs on this machine, in plain words.
 
-    `runs` is "kernel" or "reference"; `computes` says what is multiplied by what, and what is rounded.
+    `runs` is "kernel", "emulator" or "reference"; `computes` says what is multiplied by what, and what is rounded.
     """
 
     recipe: str
@@ -69,6 +69,7 @@ def run_checks() -> list[Check]:
         ("CUDA headers", _look_at_headers),
         ("driver", _look_at_driver),
         ("GPU", _look_at_gpu),
+        ("emulator", _look_at_emulator),
         ("disassembler", _look_at_disassembler),
         ("cache", _look_at_cache),
         ("environment", _look_at_environment),
@@ -93,6 +94,7 @@ def report_recipes(arch: str | None) -> list[RecipeReport]:
 def _report(recipe: str, arch: str | None) -> RecipeReport:
     from megamoe_jit.cli.support import support_of
     from megamoe_jit.recipes import get_recipe
+    from megamoe_jit.runtime.backend import missing_packages
 
     chosen = get_recipe(recipe)
     compiles_for = tuple(target for target in chosen.targets if support_of(recipe, target).has_kernel)
@@ -101,6 +103,8 @@ def _report(recipe: str, arch: str | None) -> RecipeReport:
     here = f"this GPU ({arch}) has no kernel for it" if arch else "there is no GPU here"
     if arch in compiles_for:
         runs, detail = "kernel", f"one fused {arch} kernel on this GPU"
+    elif compiles_for and not missing_packages():
+        runs, detail = "emulator", f"the emulator, kernels for {', '.join(compiles_for)}; {here}"
     elif compiles_for:
         runs, detail = "reference", f"the reference; {here}, but kernels for {', '.join(compiles_for)} compile"
     else:
@@ -154,7 +158,7 @@ def _look_at_driver() -> Check:
         return Check(
             name="driver",
             state="absent",
-            detail="no NVIDIA driver: kernels compile here, and layers run on the reference",
+            detail="no NVIDIA driver: kernels compile here, and run in the emulator",
         )
     return Check(name="driver", state="ok", detail="serves CUDA up to {}.{}".format(*driver_version()))
 
@@ -170,6 +174,19 @@ def _look_at_gpu() -> Check:
     infos = [device_info(index) for index in range(torch.cuda.device_count())]
     described = [f"{info}, {info.num_sms} SMs, {format_bytes(info.memory_bytes)}" for info in infos]
     return Check(name="GPU", state="ok", detail="; ".join(described))
+
+
+def _look_at_emulator() -> Check:
+    from megamoe_jit.runtime.backend import missing_packages
+    from megamoe_jit.runtime.emulated import EmulatorSettings
+
+    missing = missing_packages()
+    if missing:
+        need = f"needs {' and '.join(missing)} (pip install 'megamoe-jit[emulator]')"
+        return Check(name="emulator", state="absent", detail=f"{need}: without a GPU, layers run on the reference")
+    settings = EmulatorSettings.from_environment()
+    detail = f"a device of {settings.num_sms} SMs, completion {settings.completion}, checks {settings.checks}"
+    return Check(name="emulator", state="ok", detail=detail)
 
 
 def _look_at_disassembler() -> Check:

@@ -13,6 +13,7 @@ from megamoe_jit.cli.demo import demo
 from megamoe_jit.cli.doctor import doctor
 from megamoe_jit.cli.inspect import inspect
 from megamoe_jit.cli.output import emit_json, log_console
+from megamoe_jit.cli.trace import trace
 from megamoe_jit.cli.version import version
 from megamoe_jit.cli.warmup import warmup
 from megamoe_jit.errors import CompileError, MegaMoeError
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (doctor, demo, warmup, inspect, version):
+for command in (doctor, demo, trace, warmup, inspect, version):
     app.command()(command)
 app.add_typer(cache_app, name="cache")
 

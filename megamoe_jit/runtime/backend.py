@@ -245,8 +245,7 @@ def resolve_backend(name: str | None, device: torch.device | str) -> str:
                 f"{given} runs kernels on tensors of the CPU, and the tensors are on {device}. Move them with .cpu(), "
                 'or use backend="cuda".'
             )
-        missing = [package for package in EMULATOR_PACKAGES if not _is_installed(package)]
-        if missing:
+        if missing := missing_packages():
             raise UnsupportedError(
                 f"{given}, which needs {' and '.join(missing)}. Install pip install 'megamoe-jit[emulator]', or use "
                 'backend="reference", which runs without.'
@@ -257,6 +256,11 @@ def resolve_backend(name: str | None, device: torch.device | str) -> str:
             'backend="emulator" or "reference".'
         )
     return name
+
+
+def missing_packages() -> list[str]:
+    """Return the packages of the extra `emulator` that are not installed."""
+    return [package for package in EMULATOR_PACKAGES if not _is_installed(package)]
 
 
 @functools.cache

@@ -52,6 +52,29 @@ class EmulatorSettings:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmulatedWork:
+    """What launches did: warp instructions, tensor-core instructions, bytes by TMA, waits at barriers, findings."""
+
+    launches: int = 0
+    warp_instructions: int = 0
+    mmas: int = 0
+    tma_bytes: int = 0
+    barrier_waits: int = 0
+    findings: tuple[str, ...] = ()
+
+    def since(self, earlier: EmulatedWork) -> EmulatedWork:
+        """Return what was done after `earlier`."""
+        return EmulatedWork(
+            launches=self.launches - earlier.launches,
+            warp_instructions=self.warp_instructions - earlier.warp_instructions,
+            mmas=self.mmas - earlier.mmas,
+            tma_bytes=self.tma_bytes - earlier.tma_bytes,
+            barrier_waits=self.barrier_waits - earlier.barrier_waits,
+            findings=self.findings[len(earlier.findings) :],
+        )
+
+
 class EmulatedBackend:
     """Runs launch plans on an emulated device; `emulated_backend()` returns the shared one.
 
@@ -74,6 +97,8 @@ class EmulatedBackend:
         )
         self.lock = threading.RLock()
         self._modules: dict[str, Any] = {}
+        self._launched: list[tuple[str, Any]] = []  # kernels and modules, in the order of their last launches
+        self._num_launches = 0
         self._record: EmulatedErrorRecord | None = None
 
     @property
@@ -92,12 +117,15 @@ class EmulatedBackend:
         return self._record
 
     def load(self, kernel: LoadableKernel) -> Any:
-        """Parse and decode a kernel's PTX, once; raises UnsupportedError, naming what the emulator does not know."""
+        """Parse, decode and compile a kernel, once; raises UnsupportedError, naming what the emulator does not know."""
         ptx = kernel.artifact.ptx
         with self.lock:
-            if ptx not in self._modules:
-                self._modules[ptx] = self.emulator.load(ptx)
-            return self._modules[ptx]
+            module = self._modules.get(ptx)
+            if module is None:
+                module = self.emulator.load(ptx)
+                module.prepare(kernel.kernel_name)
+                self._modules[ptx] = module
+            return module
 
     def prepare(self, plan: LaunchPlan) -> EmulatedLaunch:
         """Load the plan's kernel, check the launch against the device, pack its parameters."""
@@ -119,10 +147,27 @@ class EmulatedBackend:
         """Prepare `plan` and launch it once."""
         self.prepare(plan).launch(stream)
 
-    def reports(self) -> Iterator[Any]:
-        """Yield each loaded module's `emulator.report.LaunchReport`: what all its launches did."""
-        for module in self._modules.values():
-            yield module.report
+    def work(self) -> EmulatedWork:
+        """Return what all launches of this device did so far."""
+        reports = [module.report for module in self._modules.values()]
+        return EmulatedWork(
+            launches=self._num_launches,
+            warp_instructions=sum(report.warp_instructions for report in reports),
+            mmas=sum(report.mmas for report in reports),
+            tma_bytes=sum(report.tma_bytes for report in reports),
+            barrier_waits=sum(report.barrier_waits for report in reports),
+            findings=tuple(str(finding) for report in reports for finding in report.findings),
+        )
+
+    def timelines(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return each kernel's name and last launch as a Chrome trace, in the order of these launches."""
+        return [(name, module.report.timeline()) for name, module in self._launched]
+
+    def note_launch(self, kernel: str, module: Any) -> None:
+        """Remember a launch for `work` and `timelines`."""
+        self._num_launches += 1
+        self._launched = [pair for pair in self._launched if pair[1] is not module]
+        self._launched.append((kernel, module))
 
 
 class EmulatedLaunch:
@@ -169,6 +214,7 @@ class EmulatedLaunch:
         ]
         args = [self._buffer.read(index) for index in range(len(plan.params))]
         with self._backend.lock:
+            self._backend.note_launch(plan.kernel.kernel_name, self.module)
             try:
                 self.module.launch(
                     plan.kernel.kernel_name,
@@ -178,6 +224,7 @@ class EmulatedLaunch:
                     shared_bytes=plan.smem_bytes,
                     args=args,
                     memory=memory,
+                    cooperative=plan.cooperative,
                 )
             except EmulatorFault as fault:
                 record.raise_if_failed(cause=fault)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from megamoe_jit.arch import Arch, MmaGeneration
 from megamoe_jit.errors import ArgumentError, RankMismatchError, UnsupportedError
-from megamoe_jit.layouts.struct import StructLayout, round_up, struct_layout
+from megamoe_jit.layouts.struct import StructLayout, round_up
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.recipe import Element, Recipe, ScaleType
 from megamoe_jit.recipes.sm90 import Sm90Shapes
+from megamoe_jit.recipes.sm100 import Sm100Shapes
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
 _BYTE_DTYPES = (torch.uint8, torch.int8)
@@ -56,21 +57,14 @@ def buffer_layout(problem: Problem, recipe: Recipe) -> StructLayout:
     """
     if recipe.generation is MmaGeneration.WGMMA:
         return Sm90Shapes(problem=problem, recipe=recipe).symmetric()
-    tokens, slots = problem.max_tokens_per_rank, problem.max_tokens_per_rank * problem.num_topk
-    acts = recipe.l1_acts
-    assert acts.gran_k is not None
-    if problem.hidden % acts.gran_k:
+    gran_k = recipe.l1_acts.gran_k
+    assert gran_k is not None
+    if problem.hidden % gran_k:
         raise ArgumentError(
-            f"hidden={problem.hidden}, but recipe {recipe.name} needs a multiple of {acts.gran_k} (values that share a "
-            f"scale factor). Pad hidden with zeros to {round_up(problem.hidden, acts.gran_k)}."
+            f"hidden={problem.hidden}, but recipe {recipe.name} needs a multiple of {gran_k} (values that share a "
+            f"scale factor). Pad hidden with zeros to {round_up(problem.hidden, gran_k)}."
         )
-    return struct_layout(
-        ("x", tokens * problem.hidden // (2 if acts.element is Element.E2M1 else 1), 1024),
-        ("x_sf", tokens * problem.hidden // acts.gran_k, 1024),
-        ("x_scales", tokens * 4, 1024),
-        ("topk_idx", slots * problem.topk_idx_bytes, 1024),
-        ("topk_weights", slots * 4, 1024),
-    )
+    return Sm100Shapes(problem=problem, recipe=recipe).symmetric()
 
 
 def estimate_buffer(problem: Problem, recipe: Recipe) -> dict[str, int]:

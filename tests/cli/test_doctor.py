@@ -10,10 +10,16 @@ from megamoe_jit.jit import compile as compile_module
 from megamoe_jit.jit import dump, headers
 from megamoe_jit.jit.cache import KernelCache
 from megamoe_jit.recipes import RECIPES
+from megamoe_jit.runtime import backend
 from tests.cli.conftest import Run
 from tests.marks import needs_gpu
 
-NAMES = ["megamoe_jit", "torch", "NVRTC", "CUDA headers", "driver", "GPU", "disassembler", "cache", "environment"]
+NAMES = [
+    "megamoe_jit", "torch", "NVRTC", "CUDA headers", "driver", "GPU", "emulator", "disassembler", "cache", "environment",
+]  # fmt: skip
+
+
+HOPPER = {"fp8_nvfp4", "bf16_nvfp4", "fp8_mxfp4", "bf16_mxfp4"}
 
 
 def checks(run: Run) -> dict[str, dict[str, str]]:
@@ -46,11 +52,21 @@ def test_doctor_sees_the_gpu(run: Run) -> None:
 def test_each_recipe_says_how_it_runs_without_a_gpu() -> None:
     reports = {report.recipe: report for report in report_recipes(None)}
     assert set(reports) == set(RECIPES)
-    assert {report.runs for report in reports.values()} == {"reference"}
+    assert {name for name, report in reports.items() if report.runs == "emulator"} >= HOPPER
     assert reports["fp8_nvfp4"].compiles_for == ("sm_90a",)
-    assert "there is no GPU here, but kernels for sm_90a compile" in reports["fp8_nvfp4"].detail
+    assert "the emulator, kernels for sm_90a; there is no GPU here" in reports["fp8_nvfp4"].detail
     assert "no kernel exists yet for sm_100a" in reports["nvfp4_nvfp4"].detail
     assert "e2m1 weights x e4m3 activations" in reports["mxfp8_nvfp4"].computes
+
+
+def test_without_the_emulator_recipes_run_on_the_reference(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_is_installed", lambda package: package != "llvmlite")
+    reports = {report.recipe: report for report in report_recipes(None)}
+    assert {report.runs for report in reports.values()} == {"reference"}
+    assert "there is no GPU here, but kernels for sm_90a compile" in reports["fp8_nvfp4"].detail
+    found = checks(run)["emulator"]
+    assert found["state"] == "absent"
+    assert found["detail"].startswith("needs llvmlite (pip install 'megamoe-jit[emulator]')")
 
 
 def test_each_recipe_says_how_it_runs_on_hopper_and_on_another_gpu() -> None:

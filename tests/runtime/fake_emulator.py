@@ -23,7 +23,12 @@ class Module:
 
     ptx: str
     launches: list[dict[str, Any]] = field(default_factory=list)
+    prepared: list[str] = field(default_factory=list)
     run: Callable[[], None] = lambda: None
+
+    def prepare(self, name: str) -> None:
+        """Record that a kernel was compiled."""
+        self.prepared.append(name)
 
     def launch(self, name: str, **arguments: Any) -> None:
         """Record a launch, then do what the test wants a kernel to do."""
