@@ -14,7 +14,9 @@ from megamoe_jit.emulator.isa.decode import CARRY, Decode
 from megamoe_jit.emulator.isa.table import Kind, Op, find, lookup, unsupported
 from megamoe_jit.emulator.memory.spaces import LOCAL_WINDOW, shared_address
 from megamoe_jit.emulator.native.context import WarpContext
+from megamoe_jit.emulator.native.lifetimes import lifetimes
 from megamoe_jit.emulator.native.registers import RegisterLayout, aligned_zeros, special_width
+from megamoe_jit.emulator.parser.cfg import Block, Liveness, blocks, liveness
 from megamoe_jit.emulator.parser.nodes import (
     Address,
     Function,
@@ -44,8 +46,8 @@ class Binding:
     Attributes:
         ops: what the table says, by PC.
         handlers: PC -> handler of the instructions that Python executes.
+        blocks, liveness: the function cut at branches and at instructions of `is_stop`.
         symbols: names of the module's variables that the function mentions.
-        symbol_tables: addresses of `symbols`, by launch; see `symbol_table`.
     """
 
     function: Function
@@ -53,6 +55,8 @@ class Binding:
     layout: RegisterLayout
     ops: tuple[Op, ...]
     handlers: Mapping[int, Handler]
+    blocks: tuple[Block, ...]
+    liveness: tuple[Liveness, ...]
     symbols: tuple[str, ...]
 
     def symbol_table(self, grid: Grid) -> npt.NDArray[np.uint64]:
@@ -116,7 +120,9 @@ def bind(function: Function, module: PtxModule, *, memory_in_python: bool = Fals
     if failed:
         raise unsupported(failed)
     uses_carry = any(op.row.carry_in or op.row.carry_out for op in ops)
-    layout = RegisterLayout(function, [CARRY.name] if uses_carry else [])
+    cut = blocks(function, lambda instruction: is_stop(ops[instruction.index]))
+    live = liveness(function, cut)
+    layout = RegisterLayout(function, [CARRY.name] if uses_carry else [], lifetimes(function, cut, live))
     in_python = {Kind.HANDLER, Kind.MEMORY} if memory_in_python else {Kind.HANDLER}
     address_of = symbol_reader(function)
     handlers: dict[int, Handler] = {}
@@ -134,8 +140,17 @@ def bind(function: Function, module: PtxModule, *, memory_in_python: bool = Fals
         layout=layout,
         ops=tuple(ops),
         handlers=handlers,
+        blocks=cut,
+        liveness=live,
         symbols=_symbols(function, module),
     )
+
+
+def is_stop(op: Op) -> bool:
+    """Whether an instruction is a block of its own: Python executes it, or lanes wait at it for one another."""
+    if op.kind is Kind.CONTROL:
+        return op.form.opcode.startswith("bar")
+    return op.kind is Kind.HANDLER or (op.kind is Kind.PURE and op.members is not None)
 
 
 def _unknown(opcode: str) -> str:

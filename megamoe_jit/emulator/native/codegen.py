@@ -9,12 +9,12 @@ when Python is needed. Contract: context.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from megamoe_jit.emulator.isa.decode import Signature, flatten, signature
 from megamoe_jit.emulator.isa.memory import Access, access_of
 from megamoe_jit.emulator.isa.table import ALL_LANES, Kind, Op, unsupported
 from megamoe_jit.emulator.memory.spaces import RANK_SHIFT, SHARED_WINDOW
+from megamoe_jit.emulator.native.binding import Binding
 from megamoe_jit.emulator.native.calls import ACCESS_HELPERS
 from megamoe_jit.emulator.native.context import FaultSpace
 from megamoe_jit.emulator.native.fields import context
@@ -22,13 +22,11 @@ from megamoe_jit.emulator.native.forms import Forms
 from megamoe_jit.emulator.native.ir import Body, Val, module_text
 from megamoe_jit.emulator.native.memory_helpers import ADDRESSES
 from megamoe_jit.emulator.native.ops import LANES
-from megamoe_jit.emulator.native.registers import RegisterLayout
 from megamoe_jit.emulator.native.values import Values
-from megamoe_jit.emulator.parser.cfg import Block, Liveness
+from megamoe_jit.emulator.parser.cfg import Block
 from megamoe_jit.emulator.parser.nodes import (
     WIDTH,
     Address,
-    Function,
     Imm,
     Instruction,
     LabelOp,
@@ -44,31 +42,7 @@ LOST = -2
 """`ctx.stop` when a lane's PC is not the start of a block: a bug of whoever set it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What code is generated from.
-
-    Attributes:
-        ops: what the table says about each instruction.
-        symbols: names in the program's table of addresses.
-    """
-
-    function: Function
-    ops: tuple[Op, ...]
-    layout: RegisterLayout
-    blocks: tuple[Block, ...]
-    liveness: tuple[Liveness, ...]
-    symbols: tuple[str, ...]
-
-
-def is_stop(op: Op) -> bool:
-    """Whether an instruction is a block of its own: Python executes it, or lanes wait at it for one another."""
-    if op.kind is Kind.CONTROL:
-        return op.form.opcode.startswith("bar")
-    return op.kind is Kind.HANDLER or (op.kind is Kind.PURE and op.members is not None)
-
-
-def generate(plan: Plan) -> tuple[str, str | None]:
+def generate(plan: Binding) -> tuple[str, str | None]:
     """Return the IR of the kernel, and that of its long forms (to be optimised), None when it has none.
 
     Raises UnsupportedError that lists every instruction whose operands have no meaning.
@@ -78,7 +52,7 @@ def generate(plan: Plan) -> tuple[str, str | None]:
 
 
 class _Writer:
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Binding) -> None:
         self.plan = plan
         self.f = f = Body(KERNEL, "void", [("ptr", "ctx")])
         self.ctx = context(f["ctx"])

@@ -13,16 +13,14 @@ import numpy.typing as npt
 
 from megamoe_jit.emulator.machine.engine import Stop, StopKind
 from megamoe_jit.emulator.native.binding import Binding, bind, fingerprint, new_warp
-from megamoe_jit.emulator.native.codegen import KERNEL, Plan, generate, is_stop
+from megamoe_jit.emulator.native.codegen import KERNEL, generate
 from megamoe_jit.emulator.native.compile import Library, compile_ir
 from megamoe_jit.emulator.native.helpers import Helpers, load_helpers
 from megamoe_jit.emulator.native.objects import ObjectCache
-from megamoe_jit.emulator.parser.cfg import blocks, liveness
 
 if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.engine import Handler
     from megamoe_jit.emulator.machine.state import Cta, Warp
-    from megamoe_jit.emulator.parser.cfg import Block
     from megamoe_jit.emulator.parser.nodes import Function, PtxModule
 
 _STOPS = tuple(StopKind)
@@ -40,14 +38,14 @@ class NativeProgram:
         blocks: straight pieces; block_counts: how often each was executed, by all warps so far.
     """
 
-    def __init__(self, binding: Binding, blocks: tuple[Block, ...], library: Library) -> None:
+    def __init__(self, binding: Binding, library: Library) -> None:
         """Take a loaded library with the kernel."""
         self.binding = binding
         self.function = binding.function
         self.handlers: Mapping[int, Handler] = binding.handlers
         self.layout = binding.layout
-        self.blocks = blocks
-        self.block_counts = np.zeros(len(blocks), np.uint64)
+        self.blocks = binding.blocks
+        self.block_counts = np.zeros(len(self.blocks), np.uint64)
         self.enter = _ENTRY(library.address(KERNEL))
         self._library = library
         self._hints = np.zeros(len(binding.ops) + 1, np.uint32)
@@ -86,24 +84,15 @@ class NativeEngine:
     def prepare(self, function: Function, module: PtxModule) -> NativeProgram:
         """Make a program of `function`; raises UnsupportedError that lists every instruction without a meaning here."""
         binding = bind(function, module)
-        cut = blocks(function, lambda instruction: is_stop(binding.ops[instruction.index]))
         key = self._cache.key("kernel", fingerprint(function, binding.symbols))
         objects = self._cache.load(key)
         if objects is None:
-            plan = Plan(
-                function=function,
-                ops=binding.ops,
-                layout=binding.layout,
-                blocks=cut,
-                liveness=liveness(function, cut),
-                symbols=binding.symbols,
-            )
-            kernel, forms = generate(plan)
+            kernel, forms = generate(binding)
             objects = [compile_ir(kernel, optimise=False)]
             if forms is not None:
                 objects.append(compile_ir(forms, optimise=True))
             self._cache.keep(key, objects)
-        return NativeProgram(binding, cut, Library(objects, [KERNEL], self._helpers.addresses))
+        return NativeProgram(binding, Library(objects, [KERNEL], self._helpers.addresses))
 
     def run(self, warp: Warp) -> Stop:
         """Run `warp` until Python is needed."""

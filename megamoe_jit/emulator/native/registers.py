@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,22 +70,26 @@ class RegisterLayout:
     """Places of a function's registers, and of the special registers that are constant for a thread.
 
     A slot is 32 lanes of the register's width (predicates: a byte, 0 or 1; b128: two 64-bit words, low half first), at
-    a multiple of 64 bytes.
+    a multiple of 64 bytes. Registers that are never wanted at the same time may share one, so that a register's lanes
+    mean something only as long as the program may still read them.
 
     Attributes:
         nbytes: size of a register file.
         constants: names of the special registers that have a slot; who makes a warp fills it.
     """
 
-    def __init__(self, function: Function, extra_specials: Iterable[str] = ()) -> None:
-        """Place all registers of `function`, its special registers, and `extra_specials`."""
-        self._offsets: list[int] = []
+    def __init__(
+        self,
+        function: Function,
+        extra_specials: Iterable[str] = (),
+        lifetimes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Place all registers of `function`, its special registers, and `extra_specials`.
+
+        `lifetimes` has the first and the last PC at which each register is wanted; without it each has its own slot.
+        """
         self._specials: dict[str, int] = {}
-        end = 0
-        for reg in function.registers:
-            assert reg.index == len(self._offsets), "indices of registers are dense"
-            self._offsets.append(end)
-            end += _slot_bytes(reg.width)
+        self._offsets, end = _place(function.registers, lifetimes)
         for name in (*special_registers(function), *extra_specials):
             if name not in self._specials and name not in TIMERS:
                 self._specials[name] = end
@@ -123,6 +128,30 @@ class RegisterLayout:
     def new_file(self) -> npt.NDArray[np.uint8]:
         """Return a register file of zeros, aligned as native code needs it."""
         return aligned_zeros(self.nbytes, ALIGNMENT)
+
+
+def _place(registers: Sequence[Reg], lifetimes: Sequence[tuple[int, int]] | None) -> tuple[list[int], int]:
+    """Return the offset of each register and where the last one ends."""
+    offsets = [0] * len(registers)
+    end = 0
+    free: dict[tuple[int, bool], list[int]] = {}
+    taken: list[tuple[int, tuple[int, bool], int]] = []  # heap of (last PC, kind of slot, offset)
+    order = sorted(registers, key=lambda reg: lifetimes[reg.index][0]) if lifetimes else registers
+    for reg in order:
+        kind = (reg.width, reg.type == "pred")
+        if lifetimes:
+            first, last = lifetimes[reg.index]
+            while taken and taken[0][0] < first:
+                _, other, offset = heapq.heappop(taken)
+                free.setdefault(other, []).append(offset)
+            if free.get(kind):
+                offsets[reg.index] = free[kind].pop()
+                heapq.heappush(taken, (last, kind, offsets[reg.index]))
+                continue
+            heapq.heappush(taken, (last, kind, end))
+        offsets[reg.index] = end
+        end += _slot_bytes(reg.width)
+    return offsets, end
 
 
 def _slot_bytes(width: int) -> int:
