@@ -162,10 +162,11 @@ def _table(bits: int, inputs: tuple[Lanes, ...]) -> Lanes | int:
 
     f(a, ...) = f0 ^ (a & (f0 ^ f1)) splits the table at its first input.
     """
-    half = (1 << len(inputs)) // 2
-    low, high = bits & ((1 << half) - 1), bits >> half
-    if low == high and low in (0, (1 << half) - 1):
+    size = 1 << len(inputs)
+    if bits in (0, (1 << size) - 1):
         return -1 if bits else 0
+    half = size // 2
+    low, high = bits & ((1 << half) - 1), bits >> half
     base, change = _table(low, inputs[1:]), _table(low ^ high, inputs[1:])
     if isinstance(change, int):
         if change == 0:

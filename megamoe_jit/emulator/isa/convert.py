@@ -15,7 +15,7 @@ SECTION = "Data Movement and Conversion Instructions: cvt"
 _INTEGERS = "u8 u16 u32 u64 s8 s16 s32 s64"
 _FLOATS = "f16 bf16 f32 f64"
 _HALVES = {"f16": F16, "bf16": BF16}
-_ROUND = "{round:.rn|.rz|.rm|.rp|}"
+_ROUND = "{round:.rn|.rz|.rm|.rp}"
 _ROUND_INTEGER = "{round:.rni|.rzi|.rmi|.rpi}"
 
 
@@ -23,9 +23,10 @@ def _bits(type: str) -> int:
     return int(type.lstrip("subf"))
 
 
-def _flush_possible(form: Form) -> bool:
-    """.ftz is about f32, on either side."""
-    return not form.has("ftz") or "f32" in (form["to"], form["from"])
+def _modifiers_fit(form: Form) -> bool:
+    """Tell whether .ftz (about f32, on either side) and .sat (not with bf16) can stand there."""
+    types = (form["to"], form["from"])
+    return (not form.has("ftz") or "f32" in types) and (not form.has("sat") or "bf16" not in types)
 
 
 # Between integers.
@@ -77,15 +78,16 @@ def _integer_to_double(value: Lanes, signed: bool, mode: str) -> Lanes:
 
 
 @pure(
-    f"cvt{_ROUND}{{.sat}}.<to>.<from>",
+    f"cvt{_ROUND}{{.ftz}}{{.sat}}.<to>.<from>",
     sets={"to": _FLOATS, "from": _INTEGERS},
     dst="<to>",
     src="<from>",
+    where=_modifiers_fit,
     section=SECTION,
 )
 def convert_integer_to_float(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """Nearest float, or the next in a direction."""
-    to, signed, mode = form["to"], is_signed(form["from"]), form["round"] or "rn"
+    to, signed, mode = form["to"], is_signed(form["from"]), form["round"]
     saturated = rounding.saturate if form.has("sat") else lambda value: value
     if mode == "rn" and to in ("f32", "f64"):
         return saturated(a.from_signed(to) if signed else a.from_unsigned(to))
@@ -116,7 +118,7 @@ def round_to_integer(value: Lanes, mode: str) -> Lanes:
 
 @pure(
     f"cvt{_ROUND_INTEGER}{{.ftz}}{{.sat}}.<to>.<from>", sets={"to": _INTEGERS, "from": _FLOATS}, dst="<to>",
-    src="<from>", where=_flush_possible, section=SECTION,
+    src="<from>", where=_modifiers_fit, section=SECTION,
 )  # fmt: skip
 def convert_float_to_integer(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """Whole number, clamped to the range; NaN is 0, or the top bit alone when either side has 64 bits."""
@@ -146,13 +148,13 @@ def _widening(form: Form) -> bool:
     """Whether the result has every value of the source; such forms have no rounding."""
     order = {"f16": 0, "bf16": 0, "f32": 1, "f64": 2}
     to, source = form["to"], form["from"]
-    return (to == source or order[to] > order[source]) and _flush_possible(form)
+    return (to == source or order[to] > order[source]) and _modifiers_fit(form)
 
 
 def _narrowing(form: Form) -> bool:
     order = {"f16": 0, "bf16": 0, "f32": 1, "f64": 2}
     to, source = form["to"], form["from"]
-    return to != source and order[to] <= order[source] and _flush_possible(form)
+    return to != source and order[to] <= order[source] and _modifiers_fit(form)
 
 
 def _quiet_double(a: Lanes, type: str, exact: Lanes) -> Lanes:
@@ -167,6 +169,11 @@ def _quiet_double(a: Lanes, type: str, exact: Lanes) -> Lanes:
 @pure(
     "cvt{.ftz}{.sat}.<to>.<from>", sets={"to": _FLOATS, "from": _FLOATS}, dst="<to>", src="<from>", where=_widening,
     section=SECTION,
+)  # fmt: skip
+@pure(
+    # The assembler takes a direction here, although there is nothing to round.
+    f"cvt{_ROUND}{{.ftz}}.<to>.<from>", sets={"to": "f32 f64", "from": "bf16"}, dst="<to>", src="bf16",
+    where=_modifiers_fit, section=SECTION,
 )  # fmt: skip
 def convert_widening(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """The same value."""
@@ -186,7 +193,7 @@ def convert_widening(calc: Calc, form: Form, a: Lanes) -> Lanes:
 
 @pure(
     f"cvt{_ROUND_INTEGER}{{.ftz}}{{.sat}}.<to>.<from>", sets={"to": _FLOATS, "from": _FLOATS}, dst="<to>",
-    src="<from>", where=lambda form: form["to"] == form["from"] and _flush_possible(form), section=SECTION,
+    src="<from>", where=lambda form: form["to"] == form["from"] and _modifiers_fit(form), section=SECTION,
 )  # fmt: skip
 def convert_to_whole(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """Whole number as a float of the same type."""
@@ -203,7 +210,7 @@ def convert_to_whole(calc: Calc, form: Form, a: Lanes) -> Lanes:
 
 
 @pure(
-    "cvt{round:.rn|.rz|.rm|.rp}{.ftz}{.sat}.<to>.<from>", sets={"to": "f16 bf16 f32", "from": _FLOATS}, dst="<to>",
+    f"cvt{_ROUND}{{.ftz}}{{.sat}}.<to>.<from>", sets={"to": "f16 bf16 f32", "from": _FLOATS}, dst="<to>",
     src="<from>", where=_narrowing, section=SECTION,
 )  # fmt: skip
 def convert_narrowing(calc: Calc, form: Form, a: Lanes) -> Lanes:

@@ -166,7 +166,7 @@ def mad24(calc: Calc, form: Form, a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     return _product24(form, a, b).trunc("i32") + c
 
 
-@pure("mad24{part:.hi}.sat.s32", dst="s32", src="s32 s32 s32", section=_ARITHMETIC + "mad24")
+@pure("mad24{part:.hi}.sat.<type>", types="s32", dst="s32", src="s32 s32 s32", section=_ARITHMETIC + "mad24")
 def mad24_saturated(calc: Calc, form: Form, a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     """High bits of `mul24` plus c, clamped."""
     return saturate_signed(_product24(form, a, b) + c.sext("i64"), "i32")
@@ -237,7 +237,7 @@ def maximum_relu(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
 
 def _pairs(a: Lanes, b: Lanes, form: Form, *, pick_larger: bool) -> Lanes:
     """Choose in both 16-bit halves."""
-    signed, choose = is_signed(form.type), larger if pick_larger else smaller
+    signed, choose = form.has("s16x2"), larger if pick_larger else smaller
     results = [choose(x, y, signed) for x, y in zip(halves(a), halves(b), strict=True)]
     if form.has("relu"):
         results = [larger(result, result.const(0), True) for result in results]

@@ -117,6 +117,15 @@ def setp_pair(calc: Calc, form: Form, a: Lanes, b: Lanes, *c: Lanes) -> tuple[La
 _ONE = {"f32": 0x3F800000, "f16": 0x3C00, "bf16": 0x3F80}
 
 
+def _can_set(form: Form) -> bool:
+    """Whether the result type goes with the operand type: 16-bit integers and f32 are not for all."""
+    of_half = form.type in ("f16", "bf16")
+    to = form["dst"]
+    if (of_half and to == "f32") or (not of_half and to in ("u16", "s16")):
+        return False
+    return _can_compare(form) and not (form.type == "bf16" and to == "f16") and not (form.has("ftz") and to == "bf16")
+
+
 def _set_value(calc: Calc, condition: Lanes, type: str) -> Lanes:
     """Give all ones, or 1.0 of a float type."""
     value = VALUE_TYPE[type]
@@ -127,17 +136,21 @@ def _set_value(calc: Calc, condition: Lanes, type: str) -> Lanes:
 @pure(
     f"set{_COMPARE}.<dst>.<type>",
     types=_SETP_TYPES, sets={"dst": "u32 s32 f32 u16 s16 f16 bf16"}, dst="<dst>", src=_with_predicate(_operands),
-    where=_can_compare, section=_SECTION + "set",
+    where=_can_set, section=_SECTION + "set",
 )  # fmt: skip
 def set_(calc: Calc, form: Form, a: Lanes, b: Lanes, *c: Lanes) -> Lanes:
     """Compare; all ones or 1.0 when true, 0 when false."""
     return _set_value(calc, _combined(form, _compare(form, a, b, form.type), c), form["dst"])
 
 
+def _can_set_pair(form: Form) -> bool:
+    return _can_compare(form) and form["dst"] in (form.type, "u32", "s32")
+
+
 @pure(
     f"set{_COMPARE}.<dst>.<type>",
     types="f16x2 bf16x2", sets={"dst": "f16x2 bf16x2 u32 s32"}, dst="<dst>", src=_with_predicate(_operands),
-    where=_can_compare, section=_HALF + "set",
+    where=_can_set_pair, section=_HALF + "set",
 )  # fmt: skip
 def set_pair(calc: Calc, form: Form, a: Lanes, b: Lanes, *c: Lanes) -> Lanes:
     """Compare halves; each half of the result is all ones (for integer results), 1.0, or 0."""

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from megamoe_jit.emulator.isa.patterns import Pattern
 from megamoe_jit.emulator.isa.sections import section_of
 from megamoe_jit.emulator.parser.nodes import Instruction
 from megamoe_jit.errors import UnsupportedError
@@ -87,10 +88,9 @@ class Row:
     """One line of the table; the decorators below describe the fields."""
 
     kind: Kind
-    pattern: str
+    pattern: Pattern
     section: str
     function: Callable[..., Any] | None
-    regex: re.Pattern[str]
     dst: Types = ""
     src: Types = ""
     members: int | None = None
@@ -102,12 +102,15 @@ class Row:
 
     def match(self, opcode: str) -> Form | None:
         """Return the form when this row is about `opcode`."""
-        found = self.regex.fullmatch(opcode)
-        if found is None:
+        captures = self.pattern.match(opcode)
+        if captures is None:
             return None
-        captures = {name: (text or "").lstrip(".") for name, text in found.groupdict().items()}
         form = Form(opcode, captures, frozenset(opcode.split(".")))
         return form if self.where is None or self.where(form) else None
+
+    def opcodes(self) -> Iterator[str]:
+        """Yield every opcode that this row is about."""
+        return (opcode for opcode in self.pattern.spellings() if self.match(opcode))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ class Op:
     @property
     def function(self) -> Callable[..., Any]:
         """What the row's decorator stands on."""
-        assert self.row.function is not None, f"{self.row.pattern} is a no-op"
+        assert self.row.function is not None, f"{self.row.pattern.text} is a no-op"
         return self.row.function
 
     @property
@@ -171,54 +174,6 @@ def _types(types: Types, form: Form, count: int, what: str) -> tuple[str, ...]:
 _rows: dict[str, list[Row]] = {}
 
 
-def _compile(pattern: str, sets: Mapping[str, str]) -> re.Pattern[str]:
-    """Translate a pattern into a regular expression; see the module's docstring."""
-    unused = set(sets)
-
-    def word(name: str) -> str:
-        unused.discard(name)
-        assert name in sets, f"{pattern}: no set of words for <{name}>"
-        words = sorted(sets[name].split(), key=len, reverse=True)
-        return f"(?P<{name}>{'|'.join(map(re.escape, words))})"
-
-    def alternatives(at: int, closed: bool) -> tuple[str, int]:
-        found: list[str] = []
-        text = ""
-        while at < len(pattern):
-            char = pattern[at]
-            if name := re.compile(r"<(\w+)>|\{(\w+)\}").match(pattern, at):
-                text, at = text + word(name[1] or name[2]), name.end()
-            elif char == "{":
-                name = re.compile(r"\{(\w+):(?!:)").match(pattern, at)
-                inner, end = alternatives(name.end() if name else at + 1, True)
-                optional = "" if "|" in _top_level(pattern[at + 1 : end - 1]) or name else "?"
-                text, at = text + (f"(?P<{name[1]}>{inner})" if name else f"(?:{inner}){optional}"), end
-            elif char == "}" and closed:
-                return "|".join([*found, text]), at + 1
-            elif char == "|" and closed:
-                found.append(text)
-                text, at = "", at + 1
-            else:
-                text, at = text + re.escape(char), at + 1
-        assert not closed, f"{pattern}: a brace is not closed"
-        return text, at
-
-    regex, _ = alternatives(0, False)
-    assert not unused, f"{pattern}: sets without a place: {sorted(unused)}"
-    return re.compile(regex)
-
-
-def _top_level(text: str) -> str:
-    """Return `text` without what is in braces."""
-    depth, kept = 0, []
-    for char in text:
-        depth += char == "{"
-        if depth == 0:
-            kept.append(char)
-        depth -= char == "}"
-    return "".join(kept)
-
-
 def _add(
     kind: Kind,
     pattern: str,
@@ -233,14 +188,8 @@ def _add(
     known = {"dst", "src", "members", "carry_in", "carry_out", "where", "reason"}
     facts = {name: fields.pop(name) for name in list(fields) if name not in known}
     row = Row(
-        kind=kind,
-        pattern=pattern,
-        section=section,
-        function=function,
-        regex=_compile(pattern, named),
-        facts=facts,
-        **fields,
-    )
+        kind=kind, pattern=Pattern(pattern, named), section=section, function=function, facts=facts, **fields
+    )  # fmt: skip
     base = re.match(r"[\w$]+", pattern)
     assert base, f"{pattern}: a pattern begins with its base opcode"
     _rows.setdefault(base[0], []).append(row)
@@ -358,7 +307,7 @@ def find(opcode: str) -> Op | None:
     _load()
     for spelling in _spellings(opcode):
         matches = [Op(row, form) for row in _rows.get(opcode.partition(".")[0], ()) if (form := row.match(spelling))]
-        assert len(matches) <= 1, f"{opcode} is in several rows: {', '.join(op.row.pattern for op in matches)}"
+        assert len(matches) <= 1, f"{opcode} is in several rows: {', '.join(op.row.pattern.text for op in matches)}"
         if matches:
             return matches[0]
     return None
