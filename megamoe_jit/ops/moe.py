@@ -28,7 +28,7 @@ from megamoe_jit.ops.checks import (
     check_weights,
     default_arch,
 )
-from megamoe_jit.ops.plan import MoePlan, moe_plan, staging_plan
+from megamoe_jit.ops.plan import AnyMoePlan, moe_plan, staging_plan
 from megamoe_jit.ops.tokens import quantize_tokens, token_values
 from megamoe_jit.ops.weights import TransformedWeights, transform_weights, untransform_weights
 from megamoe_jit.recipes.choose import check_pair, check_target
@@ -202,7 +202,7 @@ def fp8_nvfp4_mega_moe(
     return y
 
 
-def _launch(plan: MoePlan, y: Tensor, recv_stats: Tensor | None, routed_scaling_factor: float) -> None:
+def _launch(plan: AnyMoePlan, y: Tensor, recv_stats: Tensor | None, routed_scaling_factor: float) -> None:
     """Launch the fused kernel over the staged tokens, or over the buffer's views when nothing was staged."""
     buffer, num_tokens = plan.buffer, y.shape[0]
     plan.raise_if_failed()
@@ -276,7 +276,7 @@ class MegaMoE:
             check_shared_buffer(sym_buffer, num_topk, max_tokens_per_rank)
             check_weights(self.l1, self.l2, sym_buffer, self.activation)
         self.num_topk, self.max_tokens_per_rank = num_topk, max_tokens_per_rank
-        self._plan: MoePlan | None = None
+        self._plan: AnyMoePlan | None = None
         self._outgrown: list[SymmBuffer] = []
         self._last_look: tuple[object, ...] | None = None
         self._buffer = sym_buffer
@@ -355,7 +355,7 @@ class MegaMoE:
             check_output(out, buffer)
         self._last_look = look
 
-    def _plan_for(self, buffer: SymmBuffer) -> MoePlan:
+    def _plan_for(self, buffer: SymmBuffer) -> AnyMoePlan:
         self._plan = moe_plan(buffer, self.activation, fast_math=self.fast_math)
         return self._plan
 

@@ -1,4 +1,4 @@
-"""Prepared launches of the Hopper kernels, on the backend of the buffer's device.
+"""Prepared launches of the kernels (here the Hopper ones), on the backend of the buffer's device.
 
 One plan serves every layer that shares a buffer and an activation.
 """
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from megamoe_jit import env
+from megamoe_jit.arch import MmaGeneration
 from megamoe_jit.errors import ArgumentError, MegaMoeError
 from megamoe_jit.formats.activation import ActivationSpec
 from megamoe_jit.jit.build import build
 from megamoe_jit.ops.checks import check_weights
+from megamoe_jit.ops.plan_sm100 import Sm100MoePlan, Sm100StagingPlan
 from megamoe_jit.ops.weights import TransformedWeights
 from megamoe_jit.recipes.choose import check_target, plan_kernels, token_tile
 from megamoe_jit.recipes.params import MEGA_MOE_PARAMS, STAGING_PARAMS, SYM_PARTS, ParamBlock
@@ -81,9 +83,8 @@ class StagingPlan:
     """The staging launches of one buffer: from BF16 tokens, and from codes that the caller put in the views."""
 
     def __init__(self, buffer: SymmBuffer) -> None:
-        """Build the kernels and load them; not inside a graph capture (ArgumentError)."""
+        """Build the kernels and load them."""
         backend = open_backend(buffer.device)
-        _refuse_capture(backend)
         self.buffer = buffer
         values: dict[str, int | float] = {
             **_zeros(STAGING_PARAMS),
@@ -137,9 +138,8 @@ class MoePlan:
     """
 
     def __init__(self, buffer: SymmBuffer, problem: Problem) -> None:
-        """Build the kernels and load them; not inside a graph capture (ArgumentError)."""
+        """Build the kernels and load them."""
         self.backend = open_backend(buffer.device)
-        _refuse_capture(self.backend)
         self.buffer, self.problem = buffer, problem
         self.error_record = self.backend.error_record()
         shapes = Sm90Shapes(problem=problem, recipe=buffer.recipe)
@@ -227,23 +227,30 @@ class MoePlan:
         )
 
 
-def staging_plan(buffer: SymmBuffer) -> StagingPlan:
-    """Return the staging launches of `buffer`, prepared when first asked for."""
-    plan: StagingPlan | None = buffer.plans.get("staging")
+AnyMoePlan = MoePlan | Sm100MoePlan
+
+
+def staging_plan(buffer: SymmBuffer) -> StagingPlan | Sm100StagingPlan:
+    """Return the staging launches of `buffer`, prepared when first asked for; not inside a graph capture."""
+    plan: StagingPlan | Sm100StagingPlan | None = buffer.plans.get("staging")
     if plan is None:
         check_target(buffer.recipe, buffer.arch)
-        plan = buffer.plans["staging"] = StagingPlan(buffer)
+        _refuse_capture(open_backend(buffer.device))
+        is_sm100 = buffer.recipe.generation is MmaGeneration.TCGEN05
+        plan = buffer.plans["staging"] = Sm100StagingPlan(buffer) if is_sm100 else StagingPlan(buffer)
     return plan
 
 
-def moe_plan(buffer: SymmBuffer, activation: ActivationSpec, *, fast_math: bool) -> MoePlan:
-    """Return the fused launches of `buffer` for an activation, prepared when first asked for."""
+def moe_plan(buffer: SymmBuffer, activation: ActivationSpec, *, fast_math: bool) -> AnyMoePlan:
+    """Return the fused launches of `buffer` for an activation, prepared when first asked for; not inside a capture."""
     key = (activation, fast_math)
-    plan: MoePlan | None = buffer.plans.get(key)
+    plan: AnyMoePlan | None = buffer.plans.get(key)
     if plan is None:
         check_target(buffer.recipe, buffer.arch)
+        _refuse_capture(open_backend(buffer.device))
         problem = replace(buffer.problem, activation=activation, fast_math=fast_math)
-        plan = buffer.plans[key] = MoePlan(buffer, problem)
+        is_sm100 = buffer.recipe.generation is MmaGeneration.TCGEN05
+        plan = buffer.plans[key] = Sm100MoePlan(buffer, problem) if is_sm100 else MoePlan(buffer, problem)
     return plan
 
 

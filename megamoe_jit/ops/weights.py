@@ -13,6 +13,7 @@ from megamoe_jit.arch import Arch, MmaGeneration, arch_for_capability, get_arch
 from megamoe_jit.errors import ArgumentError, UnsupportedError
 from megamoe_jit.formats.adapt import adapt_nvfp4_to_mxfp4, mxfp4_to_nvfp4
 from megamoe_jit.formats.fp4 import packed_bytes
+from megamoe_jit.formats.fp8 import decode_ue4m3
 from megamoe_jit.formats.moe_weights import Checkpoint, MoeWeights
 from megamoe_jit.layouts.interleave import crop_branches, pad_branches
 from megamoe_jit.layouts.mx_scales import restore_ue8m0, rounded_in_e4m3, stash_zero_groups
@@ -44,6 +45,8 @@ class TransformedWeights:
             power of two that `sf_shift` says.
         bias: float32 [E, rows of all branches after padding], in checkpoint order, zeros in the padding; or None.
         sf_shift: int32 [E, branches] or None: block scales were divided by 2^sf_shift to become UE4M3.
+        forecast: float32 [E, 4] for an L1 whose results become NVFP4 activations, else None: sizes that their scale is
+            foreseen from, gate norm, up norm, gate bias, up bias (reference/forecast.py has the formula).
     """
 
     layer: Layer
@@ -58,6 +61,7 @@ class TransformedWeights:
     alphas: Tensor
     bias: Tensor | None = None
     sf_shift: Tensor | None = None
+    forecast: Tensor | None = None
 
     def __repr__(self) -> str:
         """Say what they are, without the tensors' contents."""
@@ -115,7 +119,7 @@ class TransformedWeights:
         return dataclasses.replace(self, **moved)
 
     def _tensors(self) -> dict[str, Tensor]:
-        named = {name: getattr(self, name) for name in ("data", "sf", "alphas", "bias", "sf_shift")}
+        named = {name: getattr(self, name) for name in ("data", "sf", "alphas", "bias", "sf_shift", "forecast")}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
@@ -339,6 +343,7 @@ def _transform(
     if bias is not None:
         padded = pad_branches(bias[..., None], branches=layout.branches, padded_rows=layout.padded_rows, padded_width=1)
         bias = padded[..., 0].clone(memory_format=torch.contiguous_format)
+    foresees = matrix.layer == "l1" and recipe.l2_acts.row_scale == "a power of two"
     if matrix.layer == "l1":
         alphas = alphas.expand(-1, 2).contiguous()
     return TransformedWeights(
@@ -354,7 +359,28 @@ def _transform(
         alphas=alphas if matrix.layer == "l1" else alphas[:, 0].contiguous(),
         bias=bias,
         sf_shift=shift,
+        forecast=_acts_forecast(matrix, layout) if foresees else None,
     )
+
+
+# Sum of the squares of a byte's two codes.
+_SQUARES = (0.0, 0.25, 1.0, 2.25, 4.0, 9.0, 16.0, 36.0) * 2
+
+
+def _acts_forecast(matrix: _Matrix, layout: WeightLayout) -> Tensor:
+    """Return float32 [E, 4]: root mean square row length (alpha included) of gate and up, then of their biases."""
+    device, branches = matrix.codes.device, layout.branches
+    squares = torch.tensor(_SQUARES, device=device)
+    pairs = (squares[None, :] + squares[:, None]).flatten()  # by byte
+    sizes = torch.zeros(matrix.codes.shape[0], 2, 2, dtype=torch.float64, device=device)
+    for expert, codes in enumerate(matrix.codes):
+        groups = pairs[codes.int()].view(codes.shape[0], -1, 8).sum(-1)
+        sf = decode_ue4m3(matrix.sf[expert].view(torch.uint8)).square()
+        rows = (groups * sf).sum(-1, dtype=torch.float64)
+        sizes[expert, 0] = rows.view(branches, -1).mean(-1).sqrt() * matrix.alphas[expert].double()
+    if matrix.bias is not None:
+        sizes[:, 1] = matrix.bias.double().square().view(len(sizes), branches, -1).mean(-1).sqrt()
+    return sizes.flatten(1).float()
 
 
 def _untransform(given: TransformedWeights) -> _Matrix:

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 from megamoe_jit.arch import Arch, MmaGeneration, get_arch
 from megamoe_jit.errors import UnsupportedError
+from megamoe_jit.recipes import sm90, sm100
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.recipe import RECIPES, Element, Recipe, get_recipe
-from megamoe_jit.recipes.sm90 import (
-    ONE_PASS_TILES,
-    Sm90Config,
-    Sm90StagingConfig,
-    config_for_tile,
-    token_tiles,
-)
+from megamoe_jit.recipes.sm90 import ONE_PASS_TILES, Sm90Config, Sm90StagingConfig
+from megamoe_jit.recipes.sm100 import Sm100Config, Sm100StagingConfig
+
+MoeConfig = Sm90Config | Sm100Config
+StagingConfig = Sm90StagingConfig | Sm100StagingConfig
 
 TWO_PASS_MEAN = 256  # tokens an expert from which a tile of two passes is faster
 
@@ -24,7 +23,7 @@ TWO_PASS_MEAN = 256  # tokens an expert from which a tile of two passes is faste
 class Choice:
     """A configuration, why it was chosen, and why each other token tile was not."""
 
-    config: Sm90Config
+    config: MoeConfig
     reason: str
     others: tuple[str, ...]
 
@@ -48,10 +47,10 @@ def recipes_of(arch: Arch) -> list[str]:
 def check_target(recipe: str | Recipe, arch: str | Arch) -> tuple[Recipe, Arch]:
     """Return recipe and target as nouns; raises UnsupportedError when no kernel serves the pair."""
     recipe, arch = check_pair(recipe, arch)
-    if arch.generation is not MmaGeneration.WGMMA:
+    if arch.generation not in (MmaGeneration.WGMMA, MmaGeneration.TCGEN05):
         raise UnsupportedError(
             f'recipe {recipe.name} on {arch} has no kernel in this version. Use backend="reference", or a GPU of '
-            "target sm_90a."
+            "target sm_90a, sm_100f or sm_103f."
         )
     return recipe, arch
 
@@ -59,16 +58,31 @@ def check_target(recipe: str | Recipe, arch: str | Arch) -> tuple[Recipe, Arch]:
 def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
     """Return the token tile for a call.
 
-    Up to 64: the narrowest that holds the mean share of an expert and 1.5 standard deviations more, so that few experts
-    need a second tile, which would read their weights again. Above: 64, and two passes of 128 from a mean of 256 on,
-    where what they save in token loads and epilogues outweighs their partly filled last tiles. Source: the sweep in
+    Blackwell: the narrowest that holds the mean share of an expert and 1.5 standard deviations more, else the widest.
+    Hopper, up to 64: the same, so that few experts need a second tile, which would read their weights again. Above: 64,
+    and two passes of 128 from a mean of 256 on, where what they save in token loads and epilogues outweighs their
+    partly filled last tiles. Source: the sweep in
     benchmarks/results/token_tiles.json.
     """
     mean, tiles = problem.tokens_per_expert(num_tokens), token_tiles(problem, recipe)
     likely = mean + 1.5 * math.sqrt(mean)
-    if mean < TWO_PASS_MEAN:
+    if recipe.generation is MmaGeneration.WGMMA and mean < TWO_PASS_MEAN:
         tiles = ONE_PASS_TILES
     return next((n for n in tiles if likely <= n), tiles[-1])
+
+
+def token_tiles(problem: Problem, recipe: Recipe) -> tuple[int, ...]:
+    """Return the token tiles that kernels of a problem can have, narrowest first."""
+    if recipe.generation is MmaGeneration.TCGEN05:
+        return sm100.TOKEN_TILES
+    return sm90.token_tiles(problem, recipe)
+
+
+def config_for_tile(problem: Problem, recipe: Recipe, arch: Arch, block_n: int) -> MoeConfig:
+    """Return the build for one token tile with as many stages as fit; raises UnsupportedError when none does."""
+    if recipe.generation is MmaGeneration.TCGEN05:
+        return sm100.config_for_tile(problem, recipe, arch, block_n)
+    return sm90.config_for_tile(problem, recipe, arch, block_n)
 
 
 def choose_config(problem: Problem, recipe: str | Recipe, arch: str | Arch, num_tokens: int) -> Choice:
@@ -88,15 +102,16 @@ def choose_config(problem: Problem, recipe: str | Recipe, arch: str | Arch, num_
     )
 
 
-def plan_kernels(
-    problem: Problem, recipe: str | Recipe, arch: str | Arch
-) -> tuple[Sm90StagingConfig | Sm90Config, ...]:
+def plan_kernels(problem: Problem, recipe: str | Recipe, arch: str | Arch) -> tuple[StagingConfig | MoeConfig, ...]:
     """Return every kernel that calls of 1 to max_tokens_per_rank tokens can need; raises UnsupportedError as above."""
     recipe, arch = check_target(recipe, arch)
     narrowest, widest = (token_tile(problem, recipe, n) for n in (1, problem.max_tokens_per_rank))
     tiles = [n for n in token_tiles(problem, recipe) if narrowest <= n <= widest]
+    kernels = tuple(config_for_tile(problem, recipe, arch, n) for n in tiles)
+    if recipe.generation is MmaGeneration.TCGEN05:
+        return (Sm100StagingConfig(problem=problem, recipe=recipe, arch=arch), *kernels)
     sources = (False, True) if recipe.l1_acts.element is Element.E4M3 else (False,)  # BF16 codes are BF16 tokens
     return (
         *(Sm90StagingConfig(problem=problem, recipe=recipe, arch=arch, source_is_codes=codes) for codes in sources),
-        *(config_for_tile(problem, recipe, arch, n) for n in tiles),
+        *kernels,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,11 +24,17 @@ _ATOM_BYTES = 512
 _NUM_EPILOGUE_WARPGROUPS, _NUM_DISPATCH_THREADS = 2, 128
 _FIRST_EPILOGUE_WARP = 4
 _MAX_STAGES = 8
+_RING_BYTES = 512 << 20  # of tokens and activations in flight, unless two waves of one token tile need more
 _MAX_TMEM_COLUMNS = 512
 # A token's values are about its largest one over 4 (root mean square), and its second-level scale is that over 2688.
 _FORECAST_RMS = 2688 / 4
 # A block of 16 results has a maximum of about twice gate x up: over 6 (E2M1), with a scale factor near 2^1.4.
 _FORECAST_FACTOR = 1 / 8
+
+
+def mean_that_fits(block_n: int) -> float:
+    """Return the mean number of tokens an expert of which 1.5 standard deviations more fill `block_n`."""
+    return ((math.sqrt(2.25 + 4 * block_n) - 1.5) / 2) ** 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,17 +90,33 @@ class Sm100Shapes:
         """Capacity for routed tokens: every slot of every rank may come here."""
         return self.problem.max_tokens_per_rank * self.problem.num_ranks * self.problem.num_topk
 
-    @property
-    def max_token_tiles(self) -> int:
-        """Token tiles of the narrowest tile that slots can fill."""
-        return self.slots // min(TOKEN_TILES) + self.problem.num_local_experts
+    def max_token_tiles(self, block_n: int) -> int:
+        """Return how many token tiles of `block_n` a call can have that this tile is chosen for.
 
-    def workspace(self, *, ring_rows: int, ring_atoms: int) -> StructLayout:
+        A call's slots may all go to a few experts, or leave a partly filled tile at each.
+        """
+        slots = self.slots
+        if block_n != TOKEN_TILES[-1]:
+            slots = min(slots, int(mean_that_fits(block_n) * self.problem.num_experts))
+        return slots // block_n + self.problem.num_local_experts
+
+    def ring_tiles(self, block_n: int) -> int:
+        """Return the ring's length: all token tiles, or as many as its memory may hold; a multiple of two waves."""
+        l1, l2 = self.layouts()
+        codes = block_n * (self.row_bytes(l1.padded_k) + self.row_bytes(l2.padded_k))
+        scales = -(-block_n // 128) * (l1.num_words + l2.num_words) * _ATOM_BYTES
+        fitting = _RING_BYTES // (codes + scales) // 2 * 2
+        return max(2, min(round_up(self.max_token_tiles(block_n), 2), fitting))
+
+    def workspace(self) -> StructLayout:
         """Return the parts of a rank's private workspace; the counters (from list_ready on) start as zeros.
 
-        `ring_rows` and `ring_atoms` are the largest ring of any token tile: rows, and 128-row blocks of scale factors.
+        One workspace serves the rings of all token tiles: rows of codes, and 128-row blocks (atoms) of scale factors.
         """
         e, (l1, l2) = self.problem.num_local_experts, self.layouts()
+        ring_rows = max(self.ring_tiles(n) * n for n in TOKEN_TILES)
+        ring_atoms = max(self.ring_tiles(n) * -(-n // 128) for n in TOKEN_TILES)
+        counters = max(self.max_token_tiles(n) for n in TOKEN_TILES) * 4
         return struct_layout(
             ("tokens", ring_rows * self.row_bytes(l1.padded_k), 1024),
             ("tokens_sf", ring_atoms * l1.num_words * _ATOM_BYTES, 1024),
@@ -103,9 +126,9 @@ class Sm100Shapes:
             ("routed_sf", self.slots * 4, 1024),
             ("routed_weights", self.slots * 4, 1024),
             ("list_ready", e * 4, 1024),
-            ("tokens_ready", self.max_token_tiles * 4, 16),
-            ("l1_done", self.max_token_tiles * 4, 16),
-            ("l2_tile_done", self.max_token_tiles * 4, 16),
+            ("tokens_ready", counters, 16),
+            ("l1_done", counters, 16),
+            ("l2_tile_done", counters, 16),
             ("l2_done", 4, 16),
             ("exited", 4, 16),
         )
@@ -405,11 +428,10 @@ def config_for_tile(
 ) -> Sm100Config:
     """Return the build for one token tile with as many stages as fit; raises UnsupportedError when none does.
 
-    The ring holds all token tiles that can be, unless `ring_tiles` says less.
+    `ring_tiles` defaults to what Sm100Shapes says; a shorter ring takes more waves and gives the same result.
     """
-    shapes = Sm100Shapes(problem=problem, recipe=recipe)
     if ring_tiles is None:
-        ring_tiles = round_up(shapes.slots // block_n + problem.num_local_experts, 2)
+        ring_tiles = Sm100Shapes(problem=problem, recipe=recipe).ring_tiles(block_n)
     reason: str | None = None
     for num_stages in range(_MAX_STAGES, 1, -1):
         config = Sm100Config(

@@ -70,8 +70,8 @@ def buffer_layout(problem: Problem, recipe: Recipe) -> StructLayout:
 def estimate_buffer(problem: Problem, recipe: Recipe) -> dict[str, int]:
     """Return the bytes of each part of the symmetric buffer and, as "workspace", of a rank's private workspace."""
     parts = {field.name: field.num_bytes for field in buffer_layout(problem, recipe).fields}
-    if recipe.generation is MmaGeneration.WGMMA:
-        parts["workspace"] = Sm90Shapes(problem=problem, recipe=recipe).workspace().num_bytes
+    shapes = Sm90Shapes if recipe.generation is MmaGeneration.WGMMA else Sm100Shapes
+    parts["workspace"] = shapes(problem=problem, recipe=recipe).workspace().num_bytes
     return parts
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from megamoe_jit import ActivationSpec, ArgumentError, LaunchError, SymmBuffer, UnsupportedError, get_recipe
+from megamoe_jit import ActivationSpec, ArgumentError, LaunchError, SymmBuffer, get_recipe
 from megamoe_jit.ops import plan
 from megamoe_jit.ops.plan import MoePlan, Workspace, acts_tensor_map, moe_plan
 from megamoe_jit.ops.tokens import quantize_tokens
@@ -381,20 +381,6 @@ def test_another_number_of_tokens_than_staged_is_refused(gpu: RecordingGpu) -> N
         call(y=torch.empty(5, HIDDEN).bfloat16(), sym_buffer=made)
     assert made.num_staged == 6
     call(sym_buffer=made)
-
-
-def test_recipes_without_kernels_say_so(gpu: RecordingGpu) -> None:
-    l1, l2 = transformed("nvfp4_nvfp4")
-    made = buffer(recipe="nvfp4_nvfp4")
-    words = (
-        r"recipe nvfp4_nvfp4 on sm_100a has no kernel in this version\. Use backend=\"reference\", or a GPU of target"
-    )
-    with pytest.raises(UnsupportedError, match=words):
-        stage(sym_buffer=made)
-    with pytest.raises(UnsupportedError, match=words):
-        call(l1_weights=l1, l2_weights=l2, sym_buffer=made)
-    with pytest.raises(UnsupportedError, match=words):
-        layer(recipe="nvfp4_nvfp4")
 
 
 def test_a_plan_belongs_to_its_buffer(gpu: RecordingGpu) -> None:

@@ -269,11 +269,28 @@ def test_noun_says_what_it_is() -> None:
     weights = make("nvfp4_nvfp4", 256, 128)
     l1, _ = transform_weights(weights, "nvfp4_nvfp4", "sm_100f")
     assert repr(l1).startswith("TransformedWeights(l1 of 3 experts, hidden=256, intermediate=128, recipe=nvfp4_nvfp4")
-    assert l1.num_bytes == 3 * (256 * 256 * 9 // 16 + 2 * 4 + 256 * 4)
+    assert l1.num_bytes == 3 * (256 * 256 * 9 // 16 + 2 * 4 + 256 * 4 + 4 * 4)
     assert l1.codes.shape == (3, 256, 128)
     moved = l1.to("cpu")
     assert moved.data is l1.data
     assert (moved.recipe, moved.layout) == (l1.recipe, l1.layout)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_sizes_for_the_forecast_are_those_of_the_values(gated: bool) -> None:
+    weights = make("nvfp4_nvfp4", 272, 144, gated=gated)
+    l1, l2 = transform_weights(weights, "nvfp4_nvfp4", "sm_100f")
+    values = weights.l1().dequantize(torch.float64) * weights.l1_row_alphas.double()[..., None]
+    branches = 2 if gated else 1
+    norms = values.view(3, branches, 144, 272).square().sum(-1).mean(-1).sqrt()
+    assert weights.l1_bias is not None
+    biases = weights.l1_bias.double().view(3, branches, 144).square().mean(-1).sqrt()
+    assert l1.forecast is not None
+    forecast = l1.forecast.view(3, 2, 2)[..., :branches]
+    torch.testing.assert_close(forecast[:, 0].double(), norms, rtol=1e-6, atol=0)
+    torch.testing.assert_close(forecast[:, 1].double(), biases, rtol=1e-6, atol=0)
+    assert l2.forecast is None
+    assert transform_weights(make("mxfp4_mxfp4", 256, 128), "mxfp4_mxfp4", "sm_100f")[0].forecast is None
 
 
 NVFP4, NVFP4_ALPHAS = base_pairs("nvfp4")

@@ -21,8 +21,8 @@ NAMES = [
 ]
 DESCRIPTIONS = {
     "nvfp4_nvfp4": "NVFP4 weights; activations e2m1 with ue4m3 per 16 and fp32 per token (L1), "
-    "e2m1 with ue4m3 per 16 and a power of two per token (L2); the tensor core multiplies e2m1 weights by e2m1 activations with "
-    "tcgen05.mma kind::mxf4nvf4 block16 on sm_100a, sm_100f, sm_103a, sm_103f. ",
+    "e2m1 with ue4m3 per 16 and a power of two per token (L2); the tensor core multiplies "
+    "e2m1 weights by e2m1 activations with tcgen05.mma kind::mxf4nvf4 block16 on sm_100a, sm_100f, sm_103a, sm_103f. ",
     "mxfp8_mxfp4": "MXFP4 weights; activations e4m3 with ue8m0 per 32 (L1), e4m3 with ue8m0 per 32 (L2); "
     "the tensor core multiplies e2m1 weights by e4m3 activations with tcgen05.mma kind::mxf8f6f4 block32 on sm_100a",
     "mxfp8_nvfp4": "NVFP4 weights; activations e4m3 with ue8m0 per 32 (L1)",

@@ -4,7 +4,6 @@ from megamoe_jit.errors import ArgumentError
 from megamoe_jit.recipes.recipe import RECIPES, Element, Operand, Recipe, ScaleType
 from megamoe_jit.reference.rounding_points import RoundingPoints, list_rounding_points, rounding_points
 
-
 _FORESEEN = "nvfp4_foreseen"
 
 

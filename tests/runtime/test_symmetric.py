@@ -11,16 +11,18 @@ import torch
 from megamoe_jit import ArgumentError, Problem, get_recipe, list_recipes
 from megamoe_jit.arch import MmaGeneration, get_arch
 from megamoe_jit.recipes.recipe import Recipe
+from megamoe_jit.recipes.sm100 import Sm100Shapes
 from megamoe_jit.runtime.symmetric import SymmBuffer, SymmHandle, buffer_layout, estimate_buffer, group_ranks
 
 LAYER = Problem(hidden=512, intermediate=256, num_experts=8, num_topk=3, max_tokens_per_rank=40)
 ROUTING = {"topk_idx": 40 * 3 * 8, "topk_weights": 40 * 3 * 4}
 STAGED = {"token_sf": 40 * 4, "partials": 40 * 3 * 512 * 2}
+HOME = {"partials": 40 * 3 * 512 * 2}
 PARTS = {
-    "nvfp4_nvfp4": {"x": 40 * 256, "x_sf": 40 * 32, "x_scales": 40 * 4},
-    "mxfp8_mxfp4": {"x": 40 * 512, "x_sf": 40 * 16, "x_scales": 40 * 4},
-    "mxfp8_nvfp4": {"x": 40 * 512, "x_sf": 40 * 16, "x_scales": 40 * 4},
-    "mxfp4_mxfp4": {"x": 40 * 256, "x_sf": 40 * 16, "x_scales": 40 * 4},
+    "nvfp4_nvfp4": {"x": 40 * 256, "x_sf": 40 * 32, "x_scales": 40 * 4, **HOME},
+    "mxfp8_mxfp4": {"x": 40 * 512, "x_sf": 40 * 16, "x_scales": 40 * 4, **HOME},
+    "mxfp8_nvfp4": {"x": 40 * 512, "x_sf": 40 * 16, "x_scales": 40 * 4, **HOME},
+    "mxfp4_mxfp4": {"x": 40 * 256, "x_sf": 40 * 16, "x_scales": 40 * 4, **HOME},
     "fp8_nvfp4": {"x": 40 * 512, "x_sf": 40 * 4, "tokens": 40 * 512, **STAGED},
     "bf16_nvfp4": {"x": 40 * 1024, "x_sf": 40 * 4, "tokens": 40 * 1024, **STAGED},
     "fp8_mxfp4": {"x": 40 * 512, "x_sf": 40 * 4, "tokens": 40 * 512, **STAGED},
@@ -51,13 +53,13 @@ def test_parts_have_the_sizes_that_views_and_kernels_need(name: str) -> None:
 def test_an_estimate_names_every_part(name: str) -> None:
     recipe = get_recipe(name)
     estimate = estimate_buffer(LAYER, recipe)
-    workspace = estimate.pop("workspace", None)
+    workspace = estimate.pop("workspace")
     assert estimate == PARTS[name] | ROUTING
-    # Kernels of other generations are not there yet, so neither is what they need beside the buffer.
-    assert (workspace is not None) == (recipe.generation is MmaGeneration.WGMMA)
-    if workspace is not None:
+    if recipe.generation is MmaGeneration.WGMMA:
         pool = 40 * 3 * 256 * (1 if name.startswith("fp8") else 2)
         assert pool < workspace < pool + 16 * 1024
+    else:
+        assert workspace == Sm100Shapes(problem=LAYER, recipe=recipe).workspace().num_bytes
 
 
 def test_int32_indices_take_half_the_room() -> None:
