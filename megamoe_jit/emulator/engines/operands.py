@@ -76,24 +76,27 @@ def codes_from_words(data: Array, form: ElementFormat) -> Array:
     return data.view(np.uint32) >> 13
 
 
-def shared_codes(
-    memory: Array, addresses: Array, form: ElementFormat, rows: int, *, packed: bool, mn_major: bool
-) -> Array:
-    """Read an operand from shared memory: codes [rows, depth].
+def codes_of(data: Array, form: ElementFormat, rows: int, *, packed: bool, mn_major: bool) -> Array:
+    """Codes [rows, depth] of an operand in shared memory.
 
     Args:
-        memory: the CTA's shared space.
-        addresses: of `operand_addresses`.
+        data: what `gather` read: [rows, bytes along K], or [depth, bytes along M or N].
         form: of the elements.
         rows: of the operand.
         packed: two FP4 elements in a byte (else FP4 and FP6 are padded).
-        mn_major: whether pieces hold consecutive rows.
+        mn_major: which of the two `data` is.
     """
-    data = gather(memory, addresses)
     if form.bits == 4 and packed:
         return packed_fp4(data)
     codes = padded(data, form.bits) if form.bits < 8 else codes_from_words(data, form)
     return np.ascontiguousarray(codes.T[:rows]) if mn_major else codes
+
+
+def shared_codes(
+    memory: Array, addresses: Array, form: ElementFormat, rows: int, *, packed: bool, mn_major: bool
+) -> Array:
+    """Read an operand of `operand_addresses` from a CTA's shared space: codes [rows, depth]."""
+    return codes_of(gather(memory, addresses), form, rows, packed=packed, mn_major=mn_major)
 
 
 def tensor_memory_codes(words: Array, form: ElementFormat, *, packed: bool) -> Array:

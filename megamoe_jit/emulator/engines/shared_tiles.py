@@ -1,0 +1,60 @@
+"""Operands of matrix multiplications in the shared memory of a CTA: bounds, what the checker hears, decoding."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megamoe_jit.emulator.engines.descriptors import CHUNK
+from megamoe_jit.emulator.engines.numerics.formats import Array, ElementFormat, Operand
+from megamoe_jit.emulator.engines.operands import codes_of, gather
+from megamoe_jit.emulator.parser.nodes import SHARED_BASE
+
+if TYPE_CHECKING:
+    from megamoe_jit.emulator.checks.interface import Range
+    from megamoe_jit.emulator.machine.queues import AsyncOp
+    from megamoe_jit.emulator.machine.state import Cta
+
+_CACHED = 64
+"""Decoded operands that are kept: a tile of tokens meets several tiles of weights, and the other way round."""
+
+
+def check_bounds(cta: Cta, op: AsyncOp, name: str, addresses: Array) -> None:
+    """Report an operand that leaves the CTA's shared memory."""
+    first, last = int(addresses.min()), int(addresses.max()) + CHUNK
+    if first < SHARED_BASE or last > len(cta.smem):
+        cta.machine.fault(
+            "out-of-bounds",
+            f"{op.kind} reads {name} from shared addresses {first:#x}..{last - 1:#x}; {cta.name()} has "
+            f"[{SHARED_BASE:#x}, {len(cta.smem):#x}).",
+            by=op,
+        )
+
+
+def note_read(cta: Cta, op: AsyncOp, addresses: Array) -> None:
+    """Tell the checker that `op` reads these 16-byte pieces."""
+    checks = cta.machine.checks
+    if checks.enabled:
+        offsets = (addresses.reshape(-1, 1) + np.arange(CHUNK)).ravel()
+        entry: Range = ("shared", cta, offsets)
+        checks.async_read(op, (entry,))
+
+
+def shared_operand(
+    cta: Cta, addresses: Array, form: ElementFormat, rows: int, *, packed: bool, mn_major: bool, negate: bool
+) -> Operand:
+    """Decode an operand; bytes that were decoded lately are not decoded again."""
+    data = gather(cta.smem, addresses)
+    cache: OrderedDict[object, Operand] = cta.machine.scratch.setdefault("operands", OrderedDict())
+    key = (form.name, data.shape, rows, packed, mn_major, negate, data.tobytes())
+    operand = cache.get(key)
+    if operand is None:
+        codes = codes_of(data, form, rows, packed=packed, mn_major=mn_major)
+        operand = cache[key] = Operand(form, codes, negate=negate)
+        if len(cache) > _CACHED:
+            cache.popitem(last=False)
+    else:
+        cache.move_to_end(key)
+    return operand
