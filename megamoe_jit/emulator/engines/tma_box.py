@@ -56,6 +56,7 @@ class BoxLayout:
     """Where the rows of a box lie in shared memory; the same for every copy of one tensor map.
 
     Attributes:
+        counts: elements that a copy moves in each dimension.
         rows: inner rows of the box; row_bytes: bytes of each in global memory.
         pitch: distance of rows in shared memory: at least the swizzle's span (measured: a narrower row leaves a gap).
         extent: bytes of shared memory from the first row to the end of the last one's span.
@@ -65,6 +66,7 @@ class BoxLayout:
     def __init__(self, map_: TensorMap, rows: int) -> None:
         """Lay `rows` rows out; 4 for gather4 and scatter4, else the box's own number."""
         self.map = map_
+        self.counts = map_.counts
         self.rows = rows
         self.row_bytes = map_.row_bytes
         inner = map_.box[0] if map_.element.is_padded else map_.row_bytes
@@ -187,13 +189,14 @@ class Box:
         """Place the box at `coordinates`, innermost first; with `gather` they are a column and four rows."""
         self.map = map_
         self.layout = box_layout(map_, gather)
-        self._shape = (GATHER_ROWS,) if gather else tuple(reversed(map_.counts[1:]))
+        self._shape = (GATHER_ROWS,) if gather else self.layout.counts[:0:-1]
         if gather:
             column, *rows = coordinates
-            found = (_region(map_, (column, row), slice(index, index + 1)) for index, row in enumerate(rows))
+            counts = self.layout.counts
+            found = (_region(map_, counts, (column, row), slice(at, at + 1)) for at, row in enumerate(rows))
             self.regions = tuple(region for region in found if region is not None)
         else:
-            region = _region(map_, coordinates, None)
+            region = _region(map_, self.layout.counts, coordinates, None)
             self.regions = () if region is None else (region,)
 
     def load(self, memory: Sequence[Bytes]) -> Bytes:
@@ -231,9 +234,9 @@ class Box:
         return payload.reshape(*self._shape, self.layout.row_bytes)
 
 
-def _region(map_: TensorMap, coordinates: Sequence[int], row: slice | None) -> Region | None:
+def _region(map_: TensorMap, counts: tuple[int, ...], coordinates: Sequence[int], row: slice | None) -> Region | None:
     """Return the part of the box at `coordinates` inside the tensor, None when there is none; `row`: where it goes."""
-    counts, steps = map_.counts, (1, *map_.element_strides[1:])
+    steps = (1, *map_.element_strides[1:])
     start, span = map_.address, 1
     shape, strides, place = [], [], []
     sizes = (0, *map_.byte_strides)
