@@ -186,7 +186,7 @@ def unseen_init(checker: SyncChecks, barrier: Mbarrier, sync: MbarrierSync, by: 
         f"uses {barrier.name()}, whose initialisation nothing orders before this.",
         by=by,
         section="Parallel Synchronization and Communication Instructions: mbarrier.init",
-        earlier=event_of(sync.init_warp, -1, "initialised"),
+        earlier=event_of(sync.init_warp, sync.init_pc, "initialised"),
     )
 
 
@@ -198,7 +198,7 @@ def unfenced_init(checker: SyncChecks, barrier: Mbarrier, sync: MbarrierSync, by
         "made visible to the async proxy.",
         by=by,
         section="Parallel Synchronization and Communication Instructions: membar/fence (fence.mbarrier_init)",
-        earlier=event_of(sync.init_warp, -1, "initialised"),
+        earlier=event_of(sync.init_warp, sync.init_pc, "initialised"),
     )
 
 

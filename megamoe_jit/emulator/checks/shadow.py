@@ -203,6 +203,8 @@ def unseen_read(at: Watched, clock: npt.NDArray[np.uint32], own: tuple[int, ...]
     if not entries.any():
         return None
     seen = clock[shadow.first_reader : shadow.first_reader + shadow.read_stride]
+    if len(seen) < shadow.read_stride:  # a clock that was cut where it is zero
+        seen = np.pad(seen, (0, shadow.read_stride - len(seen)))
     unseen = (entries & np.uint32(EPOCH_MASK)) > seen
     if not unseen.any():
         return None

@@ -33,13 +33,14 @@ class MbarrierSync(PhaseSync):
 
     Attributes:
         actor: its number, 0 until an asynchronous write completes on it; base: added to phases to give epochs.
-        init_warp, init_actor, init_epoch: who initialised it, and when.
+        init_warp, init_pc, init_actor, init_epoch: who initialised it, where and when.
         is_fenced: a fence has made the initialisation visible to the async proxy.
     """
 
     actor: int = 0
     base: int = 0
     init_warp: Warp | None = None
+    init_pc: int = -1
     init_actor: int = 0
     init_epoch: int = 0
     is_fenced: bool = False
@@ -94,7 +95,7 @@ class SyncChecks:
 
     def mbarrier_init(self, barrier: Mbarrier, warp: Warp) -> None:
         """Remember who made it; its bytes are an object from now on."""
-        sync = MbarrierSync(init_warp=warp, init_actor=warp.actor, init_epoch=warp.clock.epoch)
+        sync = MbarrierSync(init_warp=warp, init_pc=warp.pc, init_actor=warp.actor, init_epoch=warp.clock.epoch)
         barrier.sync = sync
         warp.scratch.setdefault("unfenced mbarriers", []).append(sync)
         for at in shadow.watch((("shared", barrier.cta, barrier.offset, 8),), self.machine.allocations):
