@@ -74,7 +74,7 @@ def emulate(
         str, typer.Option(help="When asynchronous work completes: lazy, eager, or a probability per step.")
     ] = "lazy",
     checks: Annotated[str, typer.Option(help="What is done about races and the like: error, warn or off.")] = "error",
-    engine: Annotated[str, typer.Option(help="native (LLVM), or interpreter (NumPy).")] = "native",
+    engine: Annotated[str, typer.Option(help="native (LLVM), or numpy (slow, needs no compiler).")] = "native",
     numerics: Annotated[str, typer.Option(help="Tensor-core sums: hardware, or exact.")] = "hardware",
     trace: Annotated[
         Path | None, typer.Option(help="Write a timeline there, for Perfetto or chrome://tracing.")
@@ -129,13 +129,13 @@ def run(
 ) -> Launched:
     """Load `text`, fill in what the entry says by itself, launch it; a fault ends the launch, and is in the result."""
     from megamoe_jit.cli.kernel_arguments import check_arguments, is_by_value
-    from megamoe_jit.emulator.parser import parse
 
     start = time.perf_counter()
-    function = find_entry(parse(text).functions, kernel)
-    check_arguments(arguments, function.params, function.name)
-    blocks, threads, ctas = launch_shape(function, grid, block, cluster)
     module = emulator.load(text)
+    function = find_entry(module.ptx.functions, kernel)
+    blocks, threads, ctas = launch_shape(function, grid, block, cluster)
+    check_arguments(arguments, function.params, function.name)
+    module.prepare(function.name)
     load_s = time.perf_counter() - start
     values = [
         argument.scalar

@@ -11,6 +11,7 @@ from rich.markup import escape
 from megamoe_jit.cli.cache import cache_app
 from megamoe_jit.cli.demo import demo
 from megamoe_jit.cli.doctor import doctor
+from megamoe_jit.cli.emulate import emulate
 from megamoe_jit.cli.inspect import inspect
 from megamoe_jit.cli.output import emit_json, log_console
 from megamoe_jit.cli.trace import trace
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (doctor, demo, trace, warmup, inspect, version):
+for command in (doctor, demo, trace, emulate, warmup, inspect, version):
     app.command()(command)
 app.add_typer(cache_app, name="cache")
 

@@ -11,7 +11,7 @@ from megamoe_jit.cli import main as main_module
 from megamoe_jit.errors import CompileError
 from tests.cli.conftest import Run
 
-COMMANDS = ("doctor", "demo", "warmup", "cache", "inspect", "version")
+COMMANDS = ("doctor", "demo", "warmup", "cache", "inspect", "emulate", "version")
 CACHE_COMMANDS = ("list", "verify", "clear", "path", "pack", "unpack")
 
 
