@@ -27,7 +27,7 @@ _RELOCATION = re.compile(
 
 LINKAGE = frozenset({"extern", "visible", "weak", "common"})
 _LANES = {"v2": 2, "v4": 4, "v8": 8}
-_MAX_SIZE = 1 << 40
+_MAX_SIZE = 1 << 33
 _MAX_INITIALISED = 1 << 26
 _MAX_DIMENSIONS = 16
 

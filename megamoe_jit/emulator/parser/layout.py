@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from megamoe_jit.emulator.parser.body import Body
 from megamoe_jit.emulator.parser.inline import Flat, lower_params
-from megamoe_jit.emulator.parser.nodes import SHARED_BASE, Function, Instruction, Variable
+from megamoe_jit.emulator.parser.nodes import SHARED_BASE, Function, Instruction, PtxSyntaxError, Variable
 
 _ENDS = frozenset({"ret", "ret.uni", "exit", "trap", "bra", "bra.uni"})
 _MIN_DYNAMIC_ALIGN = 16
+_MAX_LOCAL_BYTES = 512 * 1024  # of a thread, by the CUDA C++ Programming Guide
 
 
 def build_function(body: Body, flat: Flat, module_variables: Mapping[str, Variable]) -> Function:
@@ -21,6 +22,10 @@ def build_function(body: Body, flat: Flat, module_variables: Mapping[str, Variab
     declared = [variable for name, variable in module_variables.items() if name in names.used]
     declared += names.declared_locals.values()
     variables, shared_end, dynamic, local_end = place_variables(declared)
+    if local_end > _MAX_LOCAL_BYTES:
+        raise PtxSyntaxError(
+            f"{body.name} has {local_end} bytes of local memory, calls included; {_MAX_LOCAL_BYTES} is the limit"
+        )
     instructions = [
         Instruction(
             index=index,

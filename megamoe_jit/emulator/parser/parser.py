@@ -186,9 +186,9 @@ class _ModuleReader:
     def _check_relocations(self) -> None:
         for variable, position in self._initialised:
             for _, symbol in variable.relocations:
-                if symbol not in self._globals and symbol not in self._bodies:
+                if symbol not in self._globals:
                     raise self._source.error(
-                        f"the initialiser of {variable.name!r} names {symbol!r}, which has no generic address here",
+                        f"the initialiser of {variable.name!r} names {symbol!r}, which is no global or const variable",
                         position,
                     )
 

@@ -131,14 +131,13 @@ def test_relocations() -> None:
         + ".global .align 8 .u64 x[4] = {generic($s), 5, $s + 2, generic($s)-1};\n"
         + ".const .b8 y[12] = {1, 0, 0, 0"
         + "".join(f", {0xFF << 8 * byte:#X}(generic($s)+513)" for byte in range(8))
-        + "};\n.global .u64 f = k;\n .entry k { ret; }"
+        + "};"
     )
     x, y = module.globals["x"], module.globals["y"]
     assert x.relocations == ((0, "$s"), (16, "$s"), (24, "$s"))
     assert x.init == struct.pack("<QQQq", 0, 5, 2, -1)
     assert y.relocations == ((4, "$s"),)
     assert y.init == struct.pack("<IQ", 1, 513)
-    assert module.globals["f"].relocations == ((0, "k"),)
 
 
 @pytest.mark.parametrize(
@@ -149,14 +148,16 @@ def test_relocations() -> None:
         (".global .b32 x[2][2] = {{1, 2, 3}};", "more items"),
         (".global .u32 x[2] = {1, {2, 3}};", "more items|no initialiser"),
         (".global .u32 x = y;", "64-bit"),
-        (".global .u64 x = y;", "no generic address"),
+        (".global .u64 x = y;", "no global or const"),
         (".global .u64 x = generic(y;", "never closed"),
         (".global .u64 x = generic(y+1);", "no operand"),
+        (".entry k { ret; } .global .u64 x = k;", "no global or const"),
+        (".shared .u32 y; .global .u64 x = y;", "no global or const"),
         (".global .b8 x = 0xFE(y);", "no byte"),
         (".global .b8 x[2] = {0xFF00(y), 0xFF(y)};", "not in order"),
         (".global .b16 x = 1.5;", "by their bits"),
         (".global .b8 x[99999999999999];", "cannot have"),
-        (".global .b64 x[1000000000000];", "bytes"),
+        (".global .b64 x[8000000000];", "bytes"),
         (".global .b8 x[1000000000] = {1};", "bytes"),
         (".global .b8 x[-1];", "cannot have"),
         (".global .b8 x[2][];", "cannot be read"),
@@ -227,3 +228,9 @@ def test_global_inside_a_function_is_the_modules() -> None:
     module = parse(f"{HEADER}.entry k {{ .reg .b64 a; .global .u32 inside = 5; mov.u64 a, inside; ret; }}")
     assert module.globals["inside"].init == struct.pack("<I", 5)
     assert module.functions["k"].variables == {}
+
+
+def test_a_frame_has_a_limit() -> None:
+    assert parse_entry(".local .b8 a[524288]; ret;").local_bytes == 524288
+    with pytest.raises(PtxSyntaxError, match="524292 bytes of local memory"):
+        parse_entry(".local .b8 a[524288]; { .local .b32 b; } ret;")

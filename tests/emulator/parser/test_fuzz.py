@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from benchmarks.fuzzing.mutations import mutate, mutate_with_care, tokens
 from megamoe_jit.emulator.parser import PtxSyntaxError, blocks, liveness, parse
-from tests.emulator.parser.mutate import mutate, tokens
 from tests.emulator.parser.samples import HEADER, compile_cuda, ptx_entry
 from tests.emulator.parser.test_inline import _FUNCTIONS
 
@@ -46,7 +46,8 @@ def test_damaged_texts() -> None:
     outcomes = {"read": 0, "refused": 0}
     for _ in range(_NUM_TEXTS):
         which = rng.randrange(len(texts))
-        text = mutate(rng, texts[which], words[which])
+        careful = rng.random() < 0.2
+        text = mutate_with_care(rng, texts[which]) if careful else mutate(rng, texts[which], words[which])
         start = time.process_time()
         try:
             for function in parse(text).entries:
