@@ -1,1 +1,1 @@
-"""Parts of `benchmarks.emulator_fuzz`: small kernels, ways to damage their PTX, and the process that runs the result."""
+"""Parts of `benchmarks.emulator_fuzz`: small kernels, ways to damage their PTX, and the process that runs them."""

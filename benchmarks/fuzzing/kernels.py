@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 NUM_FLOATS = 1024
 """Length of the `in` and `out` arrays of every kernel."""
@@ -12,7 +14,8 @@ _COMMON = """
 using u32 = unsigned int; using u64 = unsigned long long;
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ void init(u32 barrier, u32 count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(barrier), "r"(count));
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1; fence.mbarrier_init.release.cluster;"
+                 ::"r"(barrier), "r"(count));
 }
 __device__ __forceinline__ void wait(u32 barrier, u32 parity) {
     asm volatile("{ .reg .pred done; LOOP: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; @!done bra LOOP; }"
@@ -224,7 +227,7 @@ KERNELS = (
 
 @functools.cache
 def _compile(source: str, arch: str) -> str:
-    from cuda.bindings import nvrtc
+    nvrtc: Any = importlib.import_module("cuda.bindings.nvrtc")
 
     status, program = nvrtc.nvrtcCreateProgram((_COMMON + source).encode(), b"/fuzz.cu", 0, [], [])
     flags = [f"--gpu-architecture={arch}".encode(), b"--std=c++20", b"--generate-line-info"]

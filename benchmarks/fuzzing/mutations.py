@@ -83,7 +83,7 @@ def mutate_with_care(rng: random.Random, text: str) -> str:
                 rng, text, here.span(3), _NUMBER, str(rng.choice((*_NUMBERS, *_NUMBERS, *_LARGE_NUMBERS)))
             )
         elif kind == 4:
-            text = _replace_one(rng, text, here.span(3), _REGISTER, _of_one_kind(rng, text))
+            text = _replace_one(rng, text, here.span(3), _REGISTER, _some_register(rng, text))
         elif kind == 5:
             other = rng.choice([match.group() for match in _QUALIFIER.finditer(there.group(2))] or ["u32"])
             text = _replace_one(rng, text, here.span(2), _QUALIFIER, other)
@@ -94,9 +94,9 @@ def mutate_with_care(rng: random.Random, text: str) -> str:
     return text
 
 
-def _of_one_kind(rng: random.Random, text: str) -> str:
-    """Return a register that the text mentions; short names are the likelier, since they are the first of their kind."""
-    return rng.choice(_REGISTER.findall(text) or ["%r1"])
+def _some_register(rng: random.Random, text: str) -> str:
+    """Return a register that the text mentions, often mentioned ones more often."""
+    return str(rng.choice(_REGISTER.findall(text) or ["%r1"]))
 
 
 def _replace_one(rng: random.Random, text: str, span: tuple[int, int], pattern: re.Pattern[str], new: str) -> str:

@@ -1,0 +1,171 @@
+"""Does damaged PTX ever do more than be refused, run, or raise a fault? Small kernels, damaged in thousands of ways.
+
+    python -m benchmarks.emulator_fuzz [--texts 100000] [--seed 0] [--processes 1] [--engine native] [--no-record]
+    python -m benchmarks.emulator_fuzz --show 1234            # print text 1234, and how it is run
+
+Each text is parsed, decoded, compiled and launched in a child process. Nothing may crash it, hang it, raise anything
+that is no MegaMoeError, or change memory that the kernel was not given. Exits with 1 when something does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from benchmarks.fuzzing.kernels import KERNELS
+from benchmarks.fuzzing.worker import BAD_OUTCOMES, GOOD_OUTCOMES, case
+from benchmarks.record import Cell, Column, Result, save
+
+CHUNK = 500
+TIMEOUT_S = 60.0
+COLUMNS = (
+    Column(key="kernel", heading="kernel"),
+    Column(key="texts", heading="texts", format=",.0f"),
+    Column(key="ran", heading="ran to the end", format=",.0f"),
+    Column(key="fault", heading="stopped by a fault", format=",.0f"),
+    Column(key="syntax", heading="refused: syntax", format=",.0f"),
+    Column(key="unsupported", heading="refused: instruction", format=",.0f"),
+    Column(key="argument", heading="refused: launch", format=",.0f"),
+    Column(key="bad", heading="crash, hang, stray write or other exception", format=",.0f"),
+)
+NOTES = (
+    "Texts are the PTX of small kernels with tokens or characters deleted, doubled, swapped and replaced (40 %), or "
+    "with statements, registers, numbers and qualifiers exchanged (60 %). Checks and completion are drawn for each."
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of one text."""
+
+    index: int
+    outcome: str
+    detail: str
+
+
+def run_texts(
+    seed: int,
+    first: int,
+    last: int,
+    *,
+    engine: str,
+    timeout_s: float = TIMEOUT_S,
+    worker: Sequence[str] = ("-m", "benchmarks.fuzzing.worker"),
+) -> Iterator[Outcome]:
+    """Run texts `first` to `last` - 1 in child processes, a new one after each death; yields an outcome for each."""
+    while first < last:
+        command = [sys.executable, *worker, str(seed), str(first), str(last), engine]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+            try:
+                for found in _watch(child, first, timeout_s):
+                    yield found
+                    first = found.index + 1
+            finally:
+                child.kill()
+
+
+def _watch(child: subprocess.Popen[bytes], first: int, timeout_s: float) -> Iterator[Outcome]:
+    """Yield the outcomes that `child` prints; when it dies or is silent for too long, that is the last text's."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    running, pending = first, b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while True:
+            if not selector.select(timeout_s):
+                yield Outcome(index=running, outcome="hang", detail=f"nothing for {timeout_s:.0f} s")
+                return
+            data = os.read(child.stdout.fileno(), 1 << 16)
+            if not data:
+                break
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                word, index, *rest = line.decode(errors="replace").split(" ", 3)
+                running = int(index)
+                if word == "done":
+                    yield Outcome(index=running, outcome=rest[0], detail=rest[1] if len(rest) > 1 else "")
+                    running += 1
+    code = child.wait()
+    if code != 0:
+        name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        tail = " | ".join(child.stderr.read().decode(errors="replace").splitlines()[:12])
+        yield Outcome(index=running, outcome="crash", detail=f"{name}: {tail}")
+
+
+def fuzz(seed: int, num_texts: int, *, engine: str, processes: int = 1, timeout_s: float = TIMEOUT_S) -> list[Outcome]:
+    """Run `num_texts` texts in `processes` processes; prints the bad ones as they come."""
+
+    def one(first: int) -> list[Outcome]:
+        last = min(first + CHUNK, num_texts)
+        found = list(run_texts(seed, first, last, engine=engine, timeout_s=timeout_s))
+        for outcome in found:
+            if outcome.outcome in BAD_OUTCOMES:
+                print(f"text {outcome.index}: {outcome.outcome}: {outcome.detail}", flush=True)
+        return found
+
+    with ThreadPoolExecutor(processes) as pool:
+        chunks = pool.map(one, range(0, num_texts, CHUNK))
+        return [outcome for chunk in chunks for outcome in chunk]
+
+
+def rows(outcomes: list[Outcome]) -> list[dict[str, Cell]]:
+    """Return one row for each kernel, and one for all of them."""
+    counts: dict[str, Counter[str]] = {kernel.name: Counter() for kernel in KERNELS}
+    for outcome in outcomes:
+        counts[KERNELS[outcome.index % len(KERNELS)].name][outcome.outcome] += 1
+    counts["all"] = sum(counts.values(), Counter())
+    return [
+        {
+            "kernel": name,
+            "texts": found.total(),
+            **{outcome: found[outcome] for outcome in (*GOOD_OUTCOMES, *BAD_OUTCOMES)},
+            "bad": sum(found[outcome] for outcome in BAD_OUTCOMES),
+        }
+        for name, found in counts.items()
+    ]
+
+
+def main() -> int:
+    """Fuzz, print and store the table; returns 1 when a text did what none may."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--texts", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--engine", default="native", choices=("native", "numpy"))
+    parser.add_argument("--show", type=int, help="print one text instead")
+    parser.add_argument("--no-record", action="store_true", help="print only")
+    args = parser.parse_args()
+    if args.show is not None:
+        found = case(args.seed, args.show)
+        print(f"// {found.kernel.name}, checks={found.checks}, completion={found.completion}\n{found.text}")
+        return 0
+    start = time.monotonic()
+    outcomes = fuzz(args.seed, args.texts, engine=args.engine, processes=args.processes)
+    table = rows(outcomes)
+    for row in table:
+        print(", ".join(f"{key} {value}" for key, value in row.items()))
+    if not args.no_record:
+        notes = f"{NOTES} Seed {args.seed}, {args.engine} engine, {time.monotonic() - start:.0f} s."
+        save(
+            Result(
+                name="emulator_fuzz",
+                title="Damaged PTX in the emulator",
+                columns=COLUMNS,
+                rows=tuple(table),
+                notes=notes,
+            )
+        )
+    return 1 if table[-1]["bad"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
