@@ -107,16 +107,18 @@ def _nearest(magnitude: Lanes, format: Format) -> Lanes:
 
 
 def _truncated(magnitude: Lanes, format: Format) -> tuple[Lanes, Lanes, Lanes]:
-    """Cut f32 magnitude bits to a code; return it, the bits cut off, and how many those are."""
+    """Cut f32 magnitude bits to a code; return it, the bits cut off, and how many those are (40 for all above)."""
     exponent = magnitude >> 23
     is_normal = exponent.ne(0)
     significand = (magnitude & 0x7FFFFF) | (is_normal.zext("i32") << 23)
     exponent = is_normal.where(exponent, 1)
     below = format.lowest_exponent - exponent
     is_small = below.sgt(0)
-    shift = is_small.where(below.sgt(31 - format.dropped).where(31 - format.dropped, below), 0) + format.dropped
+    far = 40 - format.dropped
+    cut = is_small.where(below.sgt(far).where(far, below), 0) + format.dropped
+    shift = cut.ugt(31).where(31, cut)
     base = is_small.where(0, (exponent - format.lowest_exponent) << format.mantissa_bits)
-    return (significand >> shift) + base, significand & ((1 << shift) - 1), shift
+    return (significand >> shift) + base, significand & ((1 << shift) - 1), cut
 
 
 def encode(
@@ -149,11 +151,11 @@ def encode(
         assert format.lowest_exponent == 1, "only tf32 is rounded so"
         code = (magnitude + (1 << (format.dropped - 1))) >> format.dropped
     else:
-        code, rest, shift = _truncated(magnitude, format)
+        code, rest, cut = _truncated(magnitude, format)
         if rounding == "rs":
             assert random is not None, "stochastic rounding needs its bits"
             number, width = random
-            fraction = rest.zext("i64") << (40 - shift).zext("i64")
+            fraction = rest.zext("i64") << (40 - cut).zext("i64")
             up = (fraction + (number.zext("i64") << (40 - width))).uge(1 << 40)
             code = code + up.zext("i32")
         else:
