@@ -113,7 +113,7 @@ def _chain(warp: Warp) -> tuple[str, Warp]:
 
 
 @handler(
-    "cp.async.{cache:.ca|.cg}.shared{::cta}.global{hint:.L2::cache_hint|}{.L2::64B|.L2::128B|.L2::256B|}",
+    "cp.async{cache:.ca|.cg}.shared{::cta}.global{hint:.L2::cache_hint|}{.L2::64B|.L2::128B|.L2::256B|}",
     section=f"{_ASYNC}: cp.async",
 )
 def cp_async(d: Decode) -> Handler:
