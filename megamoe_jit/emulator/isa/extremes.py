@@ -32,23 +32,22 @@ def extreme(a: Lanes, b: Lanes, largest: bool, propagate: bool) -> Lanes:
     return x_nan.where(of_nan, y_nan.where(other, chosen)).cast(a.type)
 
 
-def _single(form: Form, values: tuple[Lanes, ...], largest: bool) -> Lanes:
-    """Two or three f32 values with the form's modifiers."""
-    sign = (values[0].cast("i32") ^ values[1].cast("i32")) & 0x80000000
+def _single(form: Form, values: tuple[Lanes, ...], largest: bool, signs: Lanes) -> Lanes:
+    """Two or three f32 values with the form's modifiers; the top bit of `signs` is the product's sign, for .xorsign."""
     if form.has("abs"):
         values = tuple(value.abs() for value in values)
     result = values[0]
     for value in values[1:]:
         result = extreme(result, value, largest, form.has("NaN"))
     if form.has("xorsign"):
-        result = (result.cast("i32") | sign).cast("f32")
+        result = (result.cast("i32") | (signs & 0x80000000)).cast("f32")
     return rounding.canonical(result)
 
 
 def _flushed(form: Form, values: tuple[Lanes, ...], largest: bool) -> Lanes:
     if form.has("ftz"):
         values = tuple(rounding.flush(value) for value in values)
-    return _single(form, values, largest)
+    return _single(form, values, largest, values[0].cast("i32") ^ values[1].cast("i32"))
 
 
 @pure(f"min{_SINGLE}", dst="f32", src="f32 f32 f32?", section=_FLOAT + "min")
@@ -83,7 +82,7 @@ def _half(form: Form, a: Lanes, b: Lanes, largest: bool) -> Lanes:
         values = (decode(x, format), decode(y, format))
         if form.has("ftz"):
             values = (flush_half(values[0]), flush_half(values[1]))
-        return encode(_single(form, values, largest), format)
+        return encode(_single(form, values, largest, (x ^ y) << 16), format)
 
     return per_half(form.type, scalar, a, b)
 
