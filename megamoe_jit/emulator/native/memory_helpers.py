@@ -238,10 +238,11 @@ def _shared(name: str, *, narrow: bool) -> Body:
         exists = rank.ult(MAX_CTAS)
         other_base, other_end = row(exists.select(rank, 0))
         exists = exists & other_end.ne(0)
-        in_bounds = offset.uge(SHARED_BASE) & offset.ule(other_end - size) & (high_wrong & bit).eq(0)
+        in_bounds = offset.uge(SHARED_BASE) & offset.ule(other_end - size)
+        is_wide = (high_wrong & bit).ne(0)
         is_aligned = (offset & (size - 1)).eq(0)
         foreign = f["space"].eq(FaultSpace.SHARED) & rank.ne(own)
-        fine = exists & in_bounds & is_aligned & ~foreign
+        fine = exists & in_bounds & is_aligned & ~foreign & ~is_wide
         with f.if_(fine):
             f["out"].at(lane.zext("i64"), "i64").store(other_base + offset.zext("i64"))
             good.set(good.get() | bit)
@@ -249,7 +250,8 @@ def _shared(name: str, *, narrow: bool) -> Body:
             kind = is_aligned.select(f.const("i32", FaultKind.NONE), FaultKind.MISALIGNED)
             kind = in_bounds.select(kind, FaultKind.SHARED_BOUNDS)
             kind = foreign.select(f.const("i32", FaultKind.SHARED_FOREIGN), kind)
-            kind = (exists | (high_wrong & bit).ne(0)).select(kind, FaultKind.SHARED_RANK)
+            kind = exists.select(kind, FaultKind.SHARED_RANK)
+            kind = is_wide.select(f.const("i32", FaultKind.SHARED_BOUNDS), kind)
             access.fault_lane(kind, lane, shown.element(lane).zext("i64"))
     with f.if_(ctx.get("checks").ne(0)):
         kept = f.alloca(NARROW, 64)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,9 @@ class SharedShadow:
         return ctypes.addressof(self.pointers)
 
 
+# Python 3.13 has a name for it; the number is Linux's.
+_NO_RESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
 GLOBAL_GRANULE = np.dtype(
     [("writer", np.uint64), ("reader", np.uint64), ("writer_pc", np.int32), ("reader_pc", np.int32)]
 )
@@ -136,7 +140,7 @@ class GlobalShadow:
         """Make the shadow: nothing written, nothing read."""
         self.first = start // GRANULE
         count = -(-end // GRANULE) - self.first
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
         self._pages = mmap.mmap(-1, max(count, 1) * GLOBAL_GRANULE.itemsize, flags=flags)
         self.granules: npt.NDArray[Any] = np.frombuffer(self._pages, GLOBAL_GRANULE, count)
 
