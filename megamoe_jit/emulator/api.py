@@ -330,5 +330,3 @@ def _note(report: LaunchReport, machine: Machine, grids: Sequence[Grid]) -> None
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ArgumentError(f"{name}={value!r}; it is one of {', '.join(map(repr, allowed))}.")
-
-

@@ -117,7 +117,7 @@ def pack(function: Function, args: Sequence[Any], rank: int) -> tuple[npt.NDArra
 
 
 def _encode(param: Param, value: Any, rank: int, regions: list[Region]) -> bytes:
-    if isinstance(value, Memory) or isinstance(value, np.ndarray) or is_tensor(value):
+    if isinstance(value, Memory | np.ndarray) or is_tensor(value):
         if not param.is_pointer:
             raise ArgumentError(f"{param.name} is a {param.type} of {param.size} bytes, and no pointer to a tensor.")
         memory = value if isinstance(value, Memory) else Memory(value)

@@ -66,10 +66,11 @@ def format_printf(warp: Warp, format_address: int, arguments_address: int, lane:
                     value -= 1 << size
             return (spec + ("d" if conversion == "u" else conversion)) % value
         if conversion in "aA":
-            text = struct.unpack("<d", arguments.take(8))[0].hex()
+            text: str = struct.unpack("<d", arguments.take(8))[0].hex()
             return text.upper() if conversion == "A" else text
         if conversion in "eEfFgG":
-            return (spec + conversion) % struct.unpack("<d", arguments.take(8))[0]
+            number: float = struct.unpack("<d", arguments.take(8))[0]
+            return (spec + conversion) % number
         if conversion == "c":
             return (spec + "c") % chr(arguments.integer(4, signed=False) & 0xFF)
         pointer = arguments.integer(8, signed=False)

@@ -15,6 +15,7 @@ _MBARRIER = "Parallel Synchronization and Communication Instructions: mbarrier"
 _ASYNC = "Data Movement and Conversion Instructions: Asynchronous copy"
 _PROXY = "Memory Consistency Model: Proxies"
 _SYNC = "Parallel Synchronization and Communication Instructions"
+_WGMMA = "Asynchronous Warpgroup Level Matrix Instructions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +57,9 @@ KINDS: Mapping[str, Kind] = _kinds(
     ("race", RaceFault, "error", _MODEL, "Two accesses to the same bytes, one of them a write, with nothing between."),
     ("in-flight", RaceFault, "error", _ASYNC, "Bytes are used that an asynchronous operation has yet to write."),
     ("overwrite", RaceFault, "error", _ASYNC, "Bytes are written that an asynchronous operation has yet to read."),
+    ("unordered-rows", RaceFault, "warning", _ASYNC, "A tensor copy reads rows that others write meanwhile."),
     ("proxy", RaceFault, "error", _PROXY, "Generic and async proxy meet at bytes without a fence.proxy.async between."),
-    ("scope", RaceFault, "error", f"{_MODEL}: Morally strong operations", "A release or acquire has too narrow a scope."),
+    ("scope", RaceFault, "error", f"{_MODEL}: Morally strong operations", "Too narrow a scope for who meets there."),
     ("tcgen05-fence", RaceFault, "error", "tcgen05 Memory Consistency Model", "A tcgen05 fence is missing."),
     # Barriers.
     ("mbarrier-init", EmulatorFault, "error", f"{_MBARRIER}.init", "An mbarrier is used that is not initialised."),
@@ -75,6 +77,11 @@ KINDS: Mapping[str, Kind] = _kinds(
     ("exit-pending", RaceFault, "error", _ASYNC, "A CTA leaves while asynchronous work on its memory is under way."),
     ("exit-tx", EmulatorFault, "warning", _MBARRIER, "A CTA leaves with transactions outstanding on an mbarrier."),
     ("tmem-leak", EmulatorFault, "error", "tcgen05.alloc, tcgen05.dealloc", "Tensor memory is not given back."),
+    # Tensor cores.
+    ("wgmma-fence", RaceFault, "error", f"{_WGMMA}: wgmma.fence", "Accumulators are used without wgmma.fence."),
+    ("wgmma-registers", RaceFault, "error", _WGMMA, "Registers are touched that wgmma has in flight."),
+    ("descriptor", EmulatorFault, "error", "Matrix Descriptor Format", "A descriptor has fields that are not legal."),
+    ("tmem-bounds", MemoryFault, "error", "Tensor Memory", "Tensor memory is used that is not allocated, or not mine."),
     # Others.
     ("setmaxnreg", EmulatorFault, "error", "Miscellaneous Instructions: setmaxnreg", "A register count is not legal."),
     ("argument", EmulatorFault, "error", "PTX ISA", "An operand has a value that the instruction does not take."),

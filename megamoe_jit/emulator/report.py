@@ -150,7 +150,7 @@ def lane_ranges(mask: int) -> str:
 
 
 def role_of(location: Location | None) -> str | None:
-    """Return the role that a source place belongs to: the first `roles/<role>` file of its chain, else its outermost."""
+    """Return the role of a source place: the first `roles/<role>` file of its chain, else the outermost file."""
     if location is None:
         return None
     chain = location.chain

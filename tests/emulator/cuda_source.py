@@ -25,9 +25,8 @@ __device__ __forceinline__ u64 mbar_arrive_state(u32 b) {
     return s;
 }
 __device__ __forceinline__ void mbar_arrive_remote(u32 b, u32 rank) {
-    ASM("{.reg .b32 r; mapa.shared::cluster.u32 r, %0, %1; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [r];}" ::"r"(b),
-        "r"(rank)
-        : "memory");
+    ASM("{.reg .b32 r; mapa.shared::cluster.u32 r, %0, %1;"
+        " mbarrier.arrive.release.cluster.shared::cluster.b64 _, [r];}" ::"r"(b), "r"(rank) : "memory");
 }
 __device__ __forceinline__ void mbar_arrive_tx(u32 b, u32 n) {
     ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(n) : "memory");

@@ -10,7 +10,7 @@ from megamoe_jit.emulator.checks.clocks import Actors, Rows
 from megamoe_jit.emulator.machine.mbarrier import Mbarrier
 
 if TYPE_CHECKING:
-    from megamoe_jit.emulator.checks.shadow import Watched
+    from megamoe_jit.emulator.checks.granules import Watched
     from megamoe_jit.emulator.machine.state import Cluster, Warp
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from megamoe_jit.emulator.checks.shadow import TAIL
 from megamoe_jit.emulator.memory.spaces import OFFSET_MASK
+from megamoe_jit.emulator.memory.tmem import describe_cell
 from megamoe_jit.emulator.native.context import Race, RaceKind
+from megamoe_jit.emulator.native.shadow_layout import ACTOR_MASK, ACTOR_SHIFT
 from megamoe_jit.emulator.report import Event, location_of, text_of, who_is
 
 if TYPE_CHECKING:
+    from megamoe_jit.emulator.checks.granules import Watched
     from megamoe_jit.emulator.checks.ordering import Checker
-    from megamoe_jit.emulator.checks.shadow import Clash, Watched
+    from megamoe_jit.emulator.checks.shadow import Clash
     from megamoe_jit.emulator.checks.sync import MbarrierSync, SyncChecks
     from megamoe_jit.emulator.machine.mbarrier import Mbarrier
     from megamoe_jit.emulator.machine.queues import AsyncOp
     from megamoe_jit.emulator.machine.state import Cta, Warp
 
 _VERBS = {"read": "reads", "write": "writes", "atomic": "updates"}
+_TAIL = " It is not the first row of its box: nothing is wrong if what was read there is never used."
 _PROXY = "Memory Consistency Model: Proxies; Parallel Synchronization: membar/fence (fence.proxy.async)"
 
 
@@ -54,7 +59,7 @@ def _earlier(checker: SyncChecks, number: int, pc: int, what: str, cta: Cta | No
 
 def _where(offset: int, cta: Cta | None, *, is_shared: bool, is_tensor: bool = False) -> str:
     if is_tensor and cta is not None:
-        return f"tensor memory lane {offset // 2048}, column {offset % 2048 // 4} of {cta.name()}"
+        return f"tensor memory {describe_cell(offset)} of {cta.name()}"
     if is_shared and cta is not None:
         return f"shared address {offset:#x}{_variable(cta, offset)} of {cta.name()}"
     return f"global address {offset:#x}"
@@ -86,19 +91,22 @@ def clash(checker: Checker, found: Clash, at: Watched, by: Warp | AsyncOp, acces
     what = {"write": "written", "read": "read"}[found.what]
     earlier = _earlier(checker, found.actor, found.pc, what, cta)
     section = _PROXY if kind == "proxy" else ""
+    if found.is_tail:
+        kind, message = "unordered-rows", message + _TAIL
     checker.machine.report(kind, message, by=by, section=section, earlier=earlier)
 
 
 def _clash_words(
     checker: Checker, found: Clash, at: Watched, by: Warp | AsyncOp, access: str, where: str
 ) -> tuple[str, str]:
-    is_async = hasattr(by, "issuer")
-    subject = f"{by.kind} " if is_async else ""
+    kind = getattr(by, "kind", "")  # of an operation; a warp has none
+    is_async = bool(kind)
+    subject = f"{kind} " if is_async else ""
     verb = _VERBS[access]
     if found.is_ordered and at.is_tensor:
         return "tcgen05-fence", (
-            f"{subject}{verb} {where}, {found.what} by another thread before, without tcgen05.fence::before_thread_sync "
-            "there and tcgen05.fence::after_thread_sync here."
+            f"{subject}{verb} {where}, another thread's {found.what} was before, without "
+            "tcgen05.fence::before_thread_sync there and tcgen05.fence::after_thread_sync here."
         )
     if found.is_ordered:
         return "proxy", (
@@ -118,7 +126,7 @@ def _clash_words(
         done = "reads" if found.what == "read" else "writes"
         return "overwrite", (
             f"{subject}{verb} {where}, which a warp {done} with nothing that orders the two: it was not done when the "
-            f"{by.kind} was issued."
+            f"{kind} was issued."
         )
     other = "a write" if found.what == "write" else "a read"
     return "race", f"{verb} {where}; nothing orders this after {other} of the same bytes."
@@ -159,10 +167,10 @@ def _writes(op: AsyncOp, cta: Cta | None, offset: int) -> bool:
     for at in op.access.writes:
         if at.shadow is not cta.shadow:
             continue
-        if isinstance(at.index, slice):
-            if at.index.start <= offset // 4 < at.index.stop:
+        if isinstance(at.granules, slice):
+            if at.granules.start <= offset // 4 < at.granules.stop:
                 return True
-        elif offset // 4 in at.index:
+        elif offset // 4 in at.granules:
             return True
     return False
 
@@ -214,6 +222,16 @@ def narrow_scope(checker: Checker, warp: Warp, scope: str, writer: Warp, pc: int
     )
 
 
+def _is_tail(checker: Checker, race: Race) -> bool:
+    """Whether the read that a write collides with is of rows that maybe nobody uses."""
+    known = checker.machine.allocations.shadow(int(race.address))
+    if known is None:
+        return False
+    words = known.slice(int(race.address), int(race.size))["reader"]
+    mine = words[(words >> ACTOR_SHIFT & ACTOR_MASK) == race.other_actor]
+    return bool(len(mine)) and bool((mine & TAIL).all())
+
+
 _NATIVE = {
     RaceKind.READ_AFTER_WRITE: ("read", "write"),
     RaceKind.WRITE_AFTER_WRITE: ("write", "write"),
@@ -244,6 +262,8 @@ def native_race(checker: Checker, warp: Warp, race: Race) -> None:
             )
         else:
             name, message = "race", f"{_VERBS[access]} {where}; nothing orders this after a {other} of the same bytes."
+        if kind is RaceKind.WRITE_AFTER_READ and not race.is_shared and _is_tail(checker, race):
+            name, message = "unordered-rows", message + _TAIL
         report(name, message, by=warp, pc=race.pc, lanes=lanes, earlier=earlier)
     elif kind is RaceKind.READ_UNINITIALISED:
         report("uninitialised", f"reads {where}, which nobody has written.", by=warp, pc=race.pc, lanes=lanes)

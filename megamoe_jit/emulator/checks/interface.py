@@ -2,7 +2,8 @@
 
 A range is (kind, cta or None, start, length) or, for scattered accesses of one CTA, (kind, cta, offsets) with an
 integer array of byte offsets, every byte meant listed: kind "shared", "global" or "tmem"; start an offset in the CTA's
-shared space, lane * 2048 + column * 4 in tensor memory, or a host address.
+shared space, what `memory.tmem.shadow_ranges` counts in tensor memory, or a host address. (kind, cta, starts, length)
+with an array are pieces of shared memory of one length, all of them distinct and multiples of 4.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.queues import AsyncOp
     from megamoe_jit.emulator.machine.state import Cluster, Cta, Place, Warp
 
-Range: TypeAlias = "tuple[str, Cta | None, int, int] | tuple[str, Cta | None, npt.NDArray[np.integer[Any]]]"
+Range: TypeAlias = (
+    "tuple[str, Cta | None, int, int] | tuple[str, Cta | None, npt.NDArray[np.integer[Any]]]"
+    " | tuple[str, Cta | None, npt.NDArray[np.integer[Any]], int]"
+)
 Access: TypeAlias = Literal["read", "write", "atomic"]
 Semantics: TypeAlias = Literal["weak", "relaxed", "acquire", "release", "acq_rel"]
 Scope: TypeAlias = Literal["cta", "cluster", "gpu", "sys"]
@@ -60,8 +64,11 @@ class Checks(Protocol):
         *,
         proxy: str = "async",
         writes: Iterable[Range] = (),
+        same_thread: Iterable[Hashable] = (),
     ) -> Any:
         """An asynchronous operation is issued; the result goes into `op.access`.
+
+        `same_thread` are chains of the issuing thread whose writes to tensor memory need no tcgen05 fence, only a wait.
 
         `proxy` is "generic" for what needs no fence.proxy.async (cp.async, st.async); `writes` are the shared ranges
         that it will write, where they are known: using them before it has run is then a report of its own.
@@ -90,8 +97,13 @@ class Checks(Protocol):
         """Close a group of a chain; returns its number, for `observe_chain`."""
         ...
 
-    def observe_chain(self, warp: Warp, actor: Hashable, number: int, *, reads_only: bool = False) -> None:
-        """`warp` has seen group `number` of the chain complete (`reads_only`: only that its sources were read)."""
+    def observe_chain(
+        self, warp: Warp, actor: Hashable, number: int, *, reads_only: bool = False, tensor: bool = True
+    ) -> None:
+        """`warp` has seen group `number` of the chain complete (`reads_only`: only that its sources were read).
+
+        `tensor`: the wait stands for a tcgen05.fence::before_thread_sync as well.
+        """
         ...
 
     def fence(self, warp: Warp, semantics: Semantics, scope: Scope) -> None:

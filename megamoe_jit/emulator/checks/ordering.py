@@ -11,6 +11,7 @@ import numpy.typing as npt
 from megamoe_jit.emulator.checks import describe, shadow
 from megamoe_jit.emulator.checks.chains import AsyncAccess, Chains
 from megamoe_jit.emulator.checks.clocks import ORDER, PROXY, TENSOR, Actors, Location, WarpClock, reaches
+from megamoe_jit.emulator.checks.granules import Watched, watch
 from megamoe_jit.emulator.checks.sync import SyncChecks
 from megamoe_jit.emulator.native.shadow_layout import ASYNC, ATOMIC, READ_STRIDE, SharedShadow
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 ASYNC_READERS = 8
 """Chains of asynchronous work in a CTA whose reads of shared memory are remembered, beside half as many as warps."""
+
+_HEAD_BYTES = 128
+"""Of a tensor load: the widest row of a swizzled box."""
 
 
 class Checker(SyncChecks):
@@ -49,7 +53,7 @@ class Checker(SyncChecks):
         count = per_cta * len(cluster.ctas)
         first = self.actors.add_block(count)
         cluster.first_actor = first
-        cluster.shadow_table = np.zeros(16, np.uint64)
+        cluster.shadow_table[:] = 0
         for cta in cluster.ctas:
             cta.shadow = SharedShadow(len(cta.smem), first, count)
             cluster.shadow_table[cta.rank] = cta.shadow.address
@@ -106,7 +110,7 @@ class Checker(SyncChecks):
         """Ordinary accesses of a handler."""
         order = warp.clock.array[ORDER]
         epoch, pc = warp.clock.epoch, warp.pc
-        for at in shadow.watch(self._ready(ranges), self.machine.allocations):
+        for at in watch(self._ready(ranges), self.machine.allocations):
             fenced = warp.clock.array[TENSOR] if at.is_tensor and self.num_rows > TENSOR else None
             clash = shadow.unseen_write(at, order, warp.actor, strong=False, fenced=fenced)
             if clash is None and access != "read":
@@ -136,7 +140,7 @@ class Checker(SyncChecks):
     def strong(self, warp: Warp, place: Place, size: int, access: Access, semantics: Semantics, scope: Scope) -> None:
         """A strong load, store or atomic."""
         entry = (place.kind, place.cta, place.start, size)
-        for at in shadow.watch((entry,), self.machine.allocations):
+        for at in watch((entry,), self.machine.allocations):
             self._strong_shadow(warp, at, access)
         key = (place.kind, place.cta, place.start)
         if access != "write":
@@ -147,7 +151,7 @@ class Checker(SyncChecks):
                 location = self.locations[key] = Location()
             self._hand_over(warp, location, access, semantics, scope)
 
-    def _strong_shadow(self, warp: Warp, at: shadow.Watched, access: Access) -> None:
+    def _strong_shadow(self, warp: Warp, at: Watched, access: Access) -> None:
         order, epoch = warp.clock.array[ORDER], warp.clock.epoch
         clash = shadow.unseen_write(at, order, warp.actor, strong=True, fenced=None)
         if clash is None and access != "read":
@@ -200,11 +204,16 @@ class Checker(SyncChecks):
         *,
         proxy: str = "async",
         writes: Iterable[Range] = (),
+        same_thread: Iterable[Hashable] = (),
     ) -> AsyncAccess:
         """Remember what the issuer has seen; what it does next is not ordered with the operation."""
         access = self.chains.begin(warp, op.pc, actor, proxy)
         self.reserve(len(self.actors))
-        access.writes = tuple(shadow.watch(self._ready(writes), self.machine.allocations))
+        if len(access.rows) > TENSOR:
+            for number in (self.chains.get(warp, key).writes for key in same_thread):
+                if number < access.rows.shape[1]:
+                    access.rows[TENSOR, number] = access.rows[ORDER, number]
+        access.writes = tuple(watch(self._ready(writes), self.machine.allocations))
         for at in access.writes:
             shadow.mark_in_flight(at, True)
         warp.clock.tick()
@@ -215,7 +224,8 @@ class Checker(SyncChecks):
         access: AsyncAccess = op.access
         fenced = access.rows[PROXY] if access.proxy == "async" else None
         actor, epoch = self._reader(access)
-        for at in shadow.watch(self._ready(ranges), self.machine.allocations):
+        head_bytes = _HEAD_BYTES if op.kind == "tensor load" else None
+        for at in watch(self._ready(ranges), self.machine.allocations, head_bytes=head_bytes):
             clash = shadow.unseen_write(
                 at, access.rows[ORDER], access.own, strong=False, fenced=self._fence_row(at, access, fenced)
             )
@@ -224,7 +234,7 @@ class Checker(SyncChecks):
             missing = shadow.unwritten(at)
             if missing is not None:
                 describe.uninitialised(self, at, missing, op)
-            shadow.note_read(at, actor, epoch, op.pc, ASYNC)
+            shadow.note_read(at, actor, epoch, op.pc, ASYNC | (shadow.TAIL if at.is_tail else 0))
 
     def async_write(
         self, op: AsyncOp, ranges: Iterable[Range], *, actor: Mbarrier | None = None, atomic: bool = False
@@ -237,7 +247,7 @@ class Checker(SyncChecks):
         for at in access.writes:
             shadow.mark_in_flight(at, False)
         access.writes = ()
-        for at in shadow.watch(self._ready(ranges), self.machine.allocations):
+        for at in watch(self._ready(ranges), self.machine.allocations):
             order = access.rows[ORDER]
             clash = shadow.unseen_write(
                 at, order, access.own, strong=atomic, fenced=self._fence_row(at, access, fenced)
@@ -262,18 +272,20 @@ class Checker(SyncChecks):
         """Close a group."""
         return self.chains.commit(warp, actor)
 
-    def observe_chain(self, warp: Warp, actor: Hashable, number: int, *, reads_only: bool = False) -> None:
+    def observe_chain(
+        self, warp: Warp, actor: Hashable, number: int, *, reads_only: bool = False, tensor: bool = True
+    ) -> None:
         """Note that a group is done."""
         chain = self.chains.get(warp, actor)
         self.reserve(len(self.actors))
-        warp.clock.observe(chain.reads, chain.base + number)
+        warp.clock.observe(chain.reads, chain.base + number, tensor=tensor)
         if not reads_only:
-            warp.clock.observe(chain.writes, chain.base + number)
+            warp.clock.observe(chain.writes, chain.base + number, tensor=tensor)
 
     def _fence_row(
-        self, at: shadow.Watched, access: AsyncAccess, fenced: npt.NDArray[np.uint32] | None
+        self, at: Watched, access: AsyncAccess, fenced: npt.NDArray[np.uint32] | None
     ) -> npt.NDArray[np.uint32] | None:
-        """Return which fences an asynchronous access to `at` needs: proxies for shared memory, tcgen05 for tensor memory."""
+        """Return the fences that an access to `at` needs: of proxies, for tensor memory of tcgen05."""
         if at.is_tensor:
             return access.rows[TENSOR] if len(access.rows) > TENSOR else None
         return fenced

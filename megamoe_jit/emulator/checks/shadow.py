@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from megamoe_jit.emulator.checks.granules import Watched
+from megamoe_jit.emulator.memory import tmem
 from megamoe_jit.emulator.native.shadow_layout import (
     ACTOR_MASK,
     ACTOR_SHIFT,
@@ -16,7 +17,6 @@ from megamoe_jit.emulator.native.shadow_layout import (
     BYTES_SHIFT,
     EPOCH_BITS,
     EPOCH_MASK,
-    GRANULE,
     IN_FLIGHT,
     INITIALISED,
     OBJECT,
@@ -24,16 +24,12 @@ from megamoe_jit.emulator.native.shadow_layout import (
     SharedShadow,
 )
 
-if TYPE_CHECKING:
-    from megamoe_jit.emulator.checks.interface import Range
-    from megamoe_jit.emulator.machine.state import Cta
-    from megamoe_jit.emulator.memory.allocations import Allocations
-
-Index: TypeAlias = "slice | npt.NDArray[np.int64]"
 _U = np.uint64
 _EPOCH_MASK, _ACTOR_MASK, _ACTOR_SHIFT = _U(EPOCH_MASK), _U(ACTOR_MASK), _U(ACTOR_SHIFT)
-_BYTES_SHIFT, _ALL_BYTES = _U(BYTES_SHIFT), _U(0xF)
-TMEM_BYTES = 128 * 512 * 4
+_BYTES_SHIFT = _U(BYTES_SHIFT)
+TMEM_BYTES = tmem.SHADOW_BYTES
+TAIL = 1 << 50
+"""Flag of a read word: maybe nobody uses what was read, see `granules.watch`."""
 
 
 class Clash(NamedTuple):
@@ -45,6 +41,7 @@ class Clash(NamedTuple):
         is_async: it came through the async proxy.
         is_ordered: it is ordered, but no proxy fence (or tcgen05 fence) lies between.
         offset: first byte where they meet: offset in the shared space, in tensor memory, or host address.
+        is_tail: what one of them reads there is maybe not used.
     """
 
     what: str
@@ -54,87 +51,7 @@ class Clash(NamedTuple):
     is_async: bool
     is_ordered: bool
     offset: int
-
-
-class Watched(NamedTuple):
-    """Granules of a range: their shadow, which of them, and which bytes of each are meant."""
-
-    shadow: SharedShadow | npt.NDArray[Any]
-    index: Index
-    masks: npt.NDArray[np.uint64] | np.uint64
-    first: int
-    is_shared: bool
-    is_tensor: bool = False
-
-
-def watch(ranges: Iterable[Range], allocations: Allocations) -> Iterator[Watched]:
-    """Translate ranges to granules; memory without a shadow is left out."""
-    for entry in ranges:
-        kind, cta = entry[0], entry[1]
-        shadow = _shadow(kind, cta)
-        if kind == "global" and len(entry) == 3:
-            yield from _scattered(np.asarray(entry[2], np.int64), allocations)
-        elif kind == "global":
-            start, length = int(entry[2]), int(entry[3])  # type: ignore[arg-type, misc]
-            known = allocations.shadow(start)
-            if known is not None and length:
-                masks = _byte_masks(start, length)
-                yield Watched(known.slice(start, length), slice(None), masks, start & -GRANULE, False)
-        elif shadow is None:
-            continue
-        elif len(entry) == 3:
-            index, bits = _granules(np.asarray(entry[2], np.int64))
-            if len(index):
-                yield Watched(shadow, index, bits, int(index[0]) * GRANULE, kind != "tmem", kind == "tmem")
-        else:
-            start, length = int(entry[2]), int(entry[3])  # type: ignore[misc]
-            if length:
-                first, last = start // GRANULE, -(-(start + length) // GRANULE)
-                masks = _byte_masks(start, length)
-                yield Watched(shadow, slice(first, last), masks, first * GRANULE, kind != "tmem", kind == "tmem")
-
-
-def _granules(offsets: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
-    """Return the granules that bytes lie in, and which bytes of each are meant."""
-    granules, byte = np.divmod(offsets.ravel(), GRANULE)
-    index, where = np.unique(granules, return_inverse=True)
-    bits = np.zeros(len(index), np.uint64)
-    np.bitwise_or.at(bits, where.ravel(), _U(1) << byte.astype(np.uint64))
-    return index, bits
-
-
-def _scattered(addresses: npt.NDArray[np.int64], allocations: Allocations) -> Iterator[Watched]:
-    """Watch single bytes of global memory, those of one allocation at a time."""
-    while len(addresses):
-        known = allocations.shadow(int(addresses[0]))
-        if known is None:
-            addresses = addresses[1:]
-            continue
-        index, bits = _granules(addresses)
-        index = index - known.first
-        inside = (index >= 0) & (index < len(known.granules))
-        granules = known.granules
-        yield Watched(granules, index[inside], bits[inside], known.first * GRANULE, False)
-        position = addresses // GRANULE - known.first
-        addresses = addresses[(position < 0) | (position >= len(granules))]
-
-
-def _shadow(kind: str, cta: Cta | None) -> SharedShadow | None:
-    if cta is None:
-        return None
-    shadow: SharedShadow | None = cta.shadow if kind == "shared" else cta.tmem_shadow
-    return shadow
-
-
-def _byte_masks(start: int, length: int) -> npt.NDArray[np.uint64] | np.uint64:
-    """Which bytes of each granule [start, start + length) covers; one scalar when it is all of them."""
-    head, tail = start % GRANULE, -(start + length) % GRANULE
-    if not head and not tail:
-        return _ALL_BYTES
-    masks = np.full(-(-(head + length) // GRANULE), 0xF, np.uint64)
-    masks[0] &= _U(0xF << head & 0xF)
-    masks[-1] &= _U(0xF >> tail)
-    return masks
+    is_tail: bool = False
 
 
 def unseen_write(
@@ -149,7 +66,7 @@ def unseen_write(
         strong: the later access is atomic, and so may meet atomic ones.
         fenced: a PROXY row that ordinary writes must be in too (a TENSOR row, for tensor memory), or None.
     """
-    shadow, index = at.shadow, at.index
+    shadow, index = at.shadow, at.granules
     words = shadow.writer[index] if isinstance(shadow, SharedShadow) else shadow["writer"][index]
     if not words.any():
         return None
@@ -158,10 +75,11 @@ def unseen_write(
     bad = (epochs > _at(clock, actors)) & (actors != own)
     ordered = False
     if fenced is not None and not bad.any():
-        # What came through the async proxy needs no proxy fence to be used there again.
-        bad = (epochs > _at(fenced, actors)) & (words & _U(ASYNC) == 0)
+        bad = (epochs > _at(fenced, actors)) & (actors != own)
+        if not at.is_tensor:  # what came through the async proxy needs no proxy fence to be used there again
+            bad &= words & _U(ASYNC) == 0
         ordered = True
-    if not isinstance(at.masks, np.uint64) or at.masks != _ALL_BYTES:
+    if not at.is_whole:
         bad &= words >> _BYTES_SHIFT & at.masks != 0
     if strong:
         bad &= words & _U(ATOMIC) == 0
@@ -178,13 +96,14 @@ def unseen_write(
         int(pcs[first]),
         bool(word & ASYNC),
         ordered,
-        _offset(at, first),
+        at.offset(first),
+        at.is_tail,
     )
 
 
 def unseen_read(at: Watched, clock: npt.NDArray[np.uint32], own: tuple[int, ...], *, strong: bool) -> Clash | None:
     """Return a read of these bytes that `clock` has not seen, if there is one; actors `own` are ordered anyway."""
-    shadow, index = at.shadow, at.index
+    shadow, index = at.shadow, at.granules
     if not isinstance(shadow, SharedShadow):
         words = shadow["reader"][index]
         actors = (words >> _ACTOR_SHIFT & _ACTOR_MASK).astype(np.int64)
@@ -195,10 +114,20 @@ def unseen_read(at: Watched, clock: npt.NDArray[np.uint32], own: tuple[int, ...]
             bad &= words & _U(ATOMIC) == 0
         if not bad.any():
             return None
-        first = int(bad.argmax())
+        certain = bad & (words & _U(TAIL) == 0)
+        first = int((certain if certain.any() else bad).argmax())
         word = int(words[first])
         pc = int(shadow["reader_pc"][index][first])
-        return Clash("read", int(actors[first]), word & EPOCH_MASK, pc, bool(word & ASYNC), False, _offset(at, first))
+        return Clash(
+            "read",
+            int(actors[first]),
+            word & EPOCH_MASK,
+            pc,
+            bool(word & ASYNC),
+            False,
+            at.offset(first),
+            bool(word & TAIL),
+        )
     entries = shadow.reads[index]
     if not entries.any():
         return None
@@ -220,49 +149,49 @@ def unseen_read(at: Watched, clock: npt.NDArray[np.uint32], own: tuple[int, ...]
     last = int(shadow.last_read[index][row])
     pc = last & ((1 << READ_PC_BITS) - 1) if last >> READ_PC_BITS == column else -1
     epoch = int(entries[row, column]) & EPOCH_MASK
-    return Clash("read", shadow.first_reader + column, epoch, pc, False, False, _offset(at, row))
+    return Clash("read", shadow.first_reader + column, epoch, pc, False, False, at.offset(row))
 
 
 def unwritten(at: Watched) -> int | None:
     """Return the offset of a byte of shared memory that nobody wrote, if there is one."""
     if not isinstance(at.shadow, SharedShadow):
         return None
-    missing = ~at.shadow.state[at.index].astype(np.uint64) & at.masks & _U(INITIALISED)
-    return _offset(at, int((missing != 0).argmax())) if missing.any() else None
+    missing = ~at.shadow.state[at.granules].astype(np.uint64) & at.masks & _U(INITIALISED)
+    return at.offset(int((missing != 0).argmax())) if missing.any() else None
 
 
 def in_flight(at: Watched) -> bool:
     """Whether a pending operation will write some of these bytes."""
-    return isinstance(at.shadow, SharedShadow) and bool((at.shadow.state[at.index] & IN_FLIGHT).any())
+    return isinstance(at.shadow, SharedShadow) and bool((at.shadow.state[at.granules] & IN_FLIGHT).any())
 
 
 def mark_in_flight(at: Watched, pending: bool) -> None:
     """Note that an operation will write these bytes, or that it has."""
     if isinstance(at.shadow, SharedShadow):
         if pending:
-            at.shadow.state[at.index] |= IN_FLIGHT
+            at.shadow.state[at.granules] |= IN_FLIGHT
         else:
-            at.shadow.state[at.index] &= 0xFF ^ IN_FLIGHT
+            at.shadow.state[at.granules] &= 0xFF ^ IN_FLIGHT
 
 
 def mark_object(at: Watched, present: bool) -> None:
     """Note that an opaque object lies in these bytes, or that it does no more."""
     if isinstance(at.shadow, SharedShadow):
         if present:
-            at.shadow.state[at.index] |= OBJECT
+            at.shadow.state[at.granules] |= OBJECT
         else:
-            at.shadow.state[at.index] &= 0xFF ^ OBJECT
+            at.shadow.state[at.granules] &= 0xFF ^ OBJECT
 
 
 def touches_object(at: Watched) -> bool:
     """Whether an opaque object lies in these bytes."""
-    return isinstance(at.shadow, SharedShadow) and bool((at.shadow.state[at.index] & OBJECT).any())
+    return isinstance(at.shadow, SharedShadow) and bool((at.shadow.state[at.granules] & OBJECT).any())
 
 
 def note_write(at: Watched, actor: int, epoch: int, pc: int, flags: int) -> None:
     """Remember a write."""
     words = _U(epoch | actor << ACTOR_SHIFT | flags) | (at.masks << _BYTES_SHIFT)
-    shadow, index = at.shadow, at.index
+    shadow, index = at.shadow, at.granules
     if isinstance(shadow, SharedShadow):
         shadow.writer[index] = words
         shadow.writer_pc[index] = pc
@@ -274,7 +203,7 @@ def note_write(at: Watched, actor: int, epoch: int, pc: int, flags: int) -> None
 
 def note_read(at: Watched, actor: int, epoch: int, pc: int, flags: int) -> None:
     """Remember a read; shared memory only has room for actors of the cluster's block."""
-    shadow, index = at.shadow, at.index
+    shadow, index = at.shadow, at.granules
     if isinstance(shadow, SharedShadow):
         column = actor - shadow.first_reader
         if 0 <= column < shadow.num_readers:
@@ -290,17 +219,3 @@ def _at(clock: npt.NDArray[np.uint32], actors: npt.NDArray[np.int64]) -> npt.NDA
     if len(clock) > int(actors.max(initial=0)):
         return clock[actors]
     return np.where(actors < len(clock), clock[np.minimum(actors, len(clock) - 1)], np.uint32(0))
-
-
-def _offset(at: Watched, position: int) -> int:
-    """Return the first byte meant of the granule at `position`."""
-    if isinstance(at.index, slice):
-        base = at.first + position * GRANULE
-    else:
-        base = int(at.index[position]) * GRANULE + (0 if at.is_shared or at.is_tensor else at.first)
-    mask = (
-        int(np.broadcast_to(at.masks, (position + 1,))[position])
-        if isinstance(at.masks, np.uint64)
-        else int(at.masks[position])
-    )
-    return base + ((mask & -mask).bit_length() - 1 if mask else 0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from megamoe_jit.emulator.checks import describe, shadow
 from megamoe_jit.emulator.checks.clocks import BEFORE, LEVELS, ORDER, PROXY, TENSOR, Actors, SyncClock
+from megamoe_jit.emulator.checks.granules import watch
 
 if TYPE_CHECKING:
     from megamoe_jit.emulator.checks.interface import Scope, Semantics
@@ -98,14 +99,14 @@ class SyncChecks:
         sync = MbarrierSync(init_warp=warp, init_pc=warp.pc, init_actor=warp.actor, init_epoch=warp.clock.epoch)
         barrier.sync = sync
         warp.scratch.setdefault("unfenced mbarriers", []).append(sync)
-        for at in shadow.watch((("shared", barrier.cta, barrier.offset, 8),), self.machine.allocations):
+        for at in watch((("shared", barrier.cta, barrier.offset, 8),), self.machine.allocations):
             shadow.note_write(at, warp.actor, warp.clock.epoch, warp.pc, 0)
             shadow.mark_object(at, True)
 
     def mbarrier_inval(self, barrier: Mbarrier, warp: Warp) -> None:
         """Its bytes are ordinary again."""
         self._known(barrier, warp)
-        for at in shadow.watch((("shared", barrier.cta, barrier.offset, 8),), self.machine.allocations):
+        for at in watch((("shared", barrier.cta, barrier.offset, 8),), self.machine.allocations):
             shadow.mark_object(at, False)
             shadow.note_write(at, warp.actor, warp.clock.epoch, warp.pc, 0)
         self.forget_mbarrier(barrier)

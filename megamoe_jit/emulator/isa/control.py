@@ -29,6 +29,7 @@ control("exit", section=_FLOW + "exit")
 _CACHES = "caches are not modelled"
 noop("prefetch{.global|.local|}.{L1|L2}", _CACHES, section=_MOVEMENT + "prefetch")
 noop("prefetch.global" + "{.L2::evict_last|.L2::evict_normal}", _CACHES, section=_MOVEMENT + "prefetch")
+noop("prefetch{.const|.param|}.tensormap", _CACHES, section=_MOVEMENT + "prefetch")
 noop("prefetchu.L1", _CACHES, section=_MOVEMENT + "prefetchu")
 noop("applypriority{.global}.L2::evict_normal", _CACHES, section=_MOVEMENT + "applypriority")
 noop("discard{.global}.L2", "it allows losing data, and need not", section=_MOVEMENT + "discard")
@@ -111,7 +112,7 @@ def setmaxnreg(d: Decode) -> Handler:
         if other is not None:
             machine.report(
                 "setmaxnreg",
-                f"Warp {warp.index} asks for {count} registers, and warp {other[0]} of the same warpgroup for {other[1]}.",
+                f"Warp {warp.index} asks for {count} registers, warp {other[0]} of the same warpgroup for {other[1]}.",
                 by=warp,
             )
         turns[turn][warp.index] = count
@@ -132,7 +133,7 @@ def _check_total(warp: Warp, groups: dict[int, list[dict[int, int]]]) -> None:
     if asked > limit * num_groups:
         warp.machine.report(
             "setmaxnreg",
-            f"The warpgroups ask for {asked} registers a lane in all, and the CTA is launched with {limit * num_groups}.",
+            f"The warpgroups ask for {asked} registers a lane in all; the CTA is launched with {limit * num_groups}.",
             by=warp,
             severity="warning",
         )

@@ -1,4 +1,4 @@
-"""mbarrier instructions. A wait that fails parks its lanes on the barrier; phases are the machine's (machine/mbarrier.py).
+"""mbarrier instructions. A wait that fails parks its lanes on the barrier; phases are machine/mbarrier.py's.
 
 Whatever scope is written, an arrival is ordered before waits of the whole cluster: the default scope of remote arrivals
 is .cta, and all code relies on it.
@@ -37,7 +37,8 @@ _ALIGNMENT = 8
 def barrier_at(warp: Warp, address: int, space: str, lane: int = 0) -> Mbarrier:
     """Return the barrier at `address`; reports addresses outside of shared memory and barriers not initialised."""
     cta, offset = _place(warp, address, space, lane)
-    return cta.mbarrier(offset, warp)
+    barrier: Mbarrier = cta.mbarrier(offset, warp)
+    return barrier
 
 
 def _place(warp: Warp, address: int, space: str, lane: int) -> tuple[Any, int]:
@@ -271,7 +272,6 @@ def mbarrier_wait(d: Decode) -> Handler:
                 warp.machine.counters.barrier_waits += 1
                 return Park(tuple(waited.values()), can_time_out=True)
             warp.timed_out &= ~mask
-            warp.spins += 1
             done(warp, mask, verdicts)
             return Yield(spin=True)
         warp.timed_out &= ~mask

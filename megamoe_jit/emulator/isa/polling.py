@@ -101,9 +101,7 @@ def _yields(warp: Warp, pc: int, addresses: Any, values: Any, width: int) -> Out
     seen = Poll(addresses.tobytes(), values.tobytes(), width, warp.ctx.executed)
     before, warp.polls[pc] = warp.polls.get(pc), seen
     if before is not None and before.values == seen.values and before.addresses == seen.addresses:
-        warp.spins += 1
         return Yield(spin=True)
-    warp.spins = 0
     return None
 
 

@@ -1,4 +1,4 @@
-"""Virtual time: one warp instruction is one cycle and one nanosecond; asynchronous work takes what its kind and size say.
+"""Virtual time: a warp instruction is one cycle and one nanosecond, asynchronous work takes what kind and size say.
 
 The figures are round numbers of the order that Hopper has; they shape timelines, no result depends on them.
 """

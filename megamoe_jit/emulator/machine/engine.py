@@ -53,7 +53,7 @@ class Program(Protocol):
         ...
 
     def new_warp(self, cta: Cta, index: int) -> Warp:
-        """Make warp `index` of `cta`: a `Warp` with `regs` and `ctx` made and constant special registers in their slots.
+        """Make warp `index` of `cta`: a `Warp` with `regs` and `ctx`, and constant special registers in their slots.
 
         `machine.specials.special_values(warp, name)` gives those registers. `cta` has its shared memory, its cluster
         has all its CTAs.

@@ -22,7 +22,6 @@ from megamoe_jit.emulator.trace import Timeline
 
 if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.engine import Engine
-    from megamoe_jit.emulator.machine.mbarrier import Mbarrier
 
 SMEM_ALIGNMENT = 1024
 
@@ -183,7 +182,7 @@ class Machine:
         actor = by if by is not None else warp
         if actor is not None:
             issuer: Warp = actor if isinstance(actor, Warp) else actor.issuer
-            found_pc = pc if pc is not None else (actor.pc if isinstance(actor, Warp) else actor.pc)
+            found_pc = pc if pc is not None else actor.pc
             function = issuer.program.function
             who = who_is(issuer, found_pc, lanes)
         report = Report(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Waitable:
-    """Something that lanes can be parked on; whoever changes it calls `wake()`, and the parked instructions run again."""
+    """Something that lanes can be parked on; who changes it calls `wake()`: the parked instructions run again."""
 
     __slots__ = ("parked",)
 

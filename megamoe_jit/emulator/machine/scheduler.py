@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MEAN_FUEL = 512
 _MIN_FUEL = 8
 _HANDLER_FUEL = 4
-"""What a handler costs of a slice: it takes as long as thousands of native instructions, but is one of the program's."""
+"""What a handler costs of a slice: one instruction of the program, as long as thousands of native ones."""
 
 _IDLE_CHANCE = 1 / 8
 """How often an idle warp is tried although there are active ones."""
@@ -237,6 +237,8 @@ class Scheduler:
         if outcome is None:
             _advance(warp, mask, pc + 1)
             self.machine.events += 1
+            if warp.spins and pc in warp.polls:  # the poll saw something new
+                warp.spins = 0
         elif isinstance(outcome, Park):
             ctx.blocked |= mask
             since = parked[2] if parked is not None else warp.time
@@ -249,6 +251,7 @@ class Scheduler:
             warp.awaiting[pc] = mask
         elif isinstance(outcome, Yield):
             _advance(warp, mask, pc + 1)
+            warp.spins += outcome.spin
         if parked is not None and not isinstance(outcome, Retry):
             self.machine.timeline.waited(warp, parked[1].waitables[0].describe(), parked[2])
         return outcome

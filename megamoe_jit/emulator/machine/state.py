@@ -140,7 +140,7 @@ class Cluster:
         self.ctas: list[Cta] = []
         self.smem_table = np.zeros((MAX_CLUSTER, 2), np.uint64)
         self.barrier = ClusterBarrier(self)
-        self.shadow_table: npt.NDArray[np.uint64] | None = None
+        self.shadow_table = np.zeros(MAX_CLUSTER, np.uint64)
         self.first_actor = 0
         self.scratch: dict[str, Any] = {}
 
@@ -227,7 +227,7 @@ class Warp:
         timed_out: lanes that a scheduler's time-out woke (see Park.can_time_out).
         awaiting: PC -> lanes blocked there by AwaitLanes.
         parks: PC -> (lanes, what for, virtual time since when).
-        polls: what polling loads saw last, by PC.
+        polls: what polling loads and atomics saw last, by PC; spins: instructions in a row that saw nothing new.
         scratch: state of handler modules, by name of the module.
     """
 

@@ -79,8 +79,9 @@ def _waits(warp: Warp) -> list[tuple[int, int, str]]:
         if mask & ctx.waiting:
             found.append((pc, mask, "waits for lanes of its member mask"))
         elif warp.polls:
-            polled = max(warp.polls, key=lambda seen: warp.polls[seen].turn)
-            found.append((polled, mask, f"polls and sees {warp.polls[polled].describe()}"))
+            polled = max(warp.polls, key=lambda seen: getattr(warp.polls[seen], "turn", 0))
+            words = warp.polls[polled].describe() if hasattr(warp.polls[polled], "describe") else "no change"
+            found.append((polled, mask, f"polls and sees {words}"))
         else:
             found.append((pc, mask, "runs"))
     return found

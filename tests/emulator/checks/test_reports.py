@@ -37,7 +37,10 @@ extern "C" __global__ void k(const u32* x, u32* y, u32*) {
     if (threadIdx.x == 0) { mbar_init(smem(&full), @count@); @fence@; }
     @sync@;
     for (int t = 0; t < 3; t++) {
-        if (threadIdx.x == 0) { mbar_arrive_tx(smem(&full), @bytes@); bulk_load(smem(tile), x + 64 * t, 256, smem(&full)); }
+        if (threadIdx.x == 0) {
+            mbar_arrive_tx(smem(&full), @bytes@);
+            bulk_load(smem(tile), x + 64 * t, 256, smem(&full));
+        }
         @wait@;
         y[64 * t + threadIdx.x] = tile[threadIdx.x ^ 1];
         @release@;
@@ -173,18 +176,25 @@ RIGHT = {
     "load": (LOAD, {}), "store": (STORE, {}), "read back": (READ_BACK, {}), "exchange": (EXCHANGE, {}),
     "flag": (FLAG, {}), "flag with fences": (FLAG, FENCES), "cluster": (CLUSTER, {}), "named": (NAMED, {}),
     "mbarrier": (MBARRIER, {}),
-    "reinit after inval": (MBARRIER, {"end": "if (threadIdx.x == 0) { mbar_inval(smem(barrier)); mbar_init(smem(barrier), 1); }"}),
+    "reinit after inval": (
+        MBARRIER, {"end": "if (threadIdx.x == 0) { mbar_inval(smem(barrier)); mbar_init(smem(barrier), 1); }"}
+    ),
     "a fence by the issuer": (STORE, {"fence": "", "sync": "__syncthreads(); if (threadIdx.x == 0) fence_async()"}),
     "relaxed cluster arrive": (
         CLUSTER, {"end": 'ASM("barrier.cluster.arrive.relaxed.aligned;"); cluster_wait()'}
     ),
-    "membar": (FLAG, FENCES | {"fence": 'ASM("membar.gl;" ::: "memory")', "acquire": 'ASM("fence.acq_rel.gpu;" ::: "memory")'}),
+    "membar": (
+        FLAG,
+        FENCES | {"fence": 'ASM("membar.gl;" ::: "memory")', "acquire": 'ASM("fence.acq_rel.gpu;" ::: "memory")'},
+    ),
 }  # fmt: skip
 
 WRONG = {
     # Waits.
     "full is not waited for": (LOAD, {"wait": ""}, RaceFault, {"in-flight", "overwrite"}),
-    "the wrong parity": (LOAD, {"wait": "mbar_wait(smem(&full), (t & 1) ^ 1)"}, EmulatorFault, {"in-flight", "overwrite", "deadlock"}),
+    "the wrong parity": (
+        LOAD, {"wait": "mbar_wait(smem(&full), (t & 1) ^ 1)"}, EmulatorFault, {"in-flight", "overwrite", "deadlock"}
+    ),
     "the tile is not released": (
         LOAD, {"release": ""}, EmulatorFault, {"overwrite", "in-flight", "phase-missed", "deadlock"}
     ),
@@ -256,8 +266,12 @@ WRONG = {
         },
         MemoryFault, {"cta-exited"},
     ),
-    "behind the end": (EXCHANGE, {"second": "__syncthreads(); if (t == 2) y[1 << 20] = 1"}, MemoryFault, {"out-of-bounds"}),
-    "over constant input": (EXCHANGE, {"second": "__syncthreads(); ((u32*)x)[threadIdx.x] = 1"}, MemoryFault, {"read-only"}),
+    "behind the end": (
+        EXCHANGE, {"second": "__syncthreads(); if (t == 2) y[1 << 20] = 1"}, MemoryFault, {"out-of-bounds"}
+    ),
+    "over constant input": (
+        EXCHANGE, {"second": "__syncthreads(); ((u32*)x)[threadIdx.x] = 1"}, MemoryFault, {"read-only"}
+    ),
     "misaligned": (
         EXCHANGE, {"second": "__syncthreads(); *(u64*)(y + 65 + 2 * threadIdx.x) = 1"}, MemoryFault, {"misaligned"}
     ),

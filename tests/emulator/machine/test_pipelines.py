@@ -68,28 +68,21 @@ extern "C" __global__ void copy(const u32* x, u32* y, int n) {
     __shared__ alignas(128) u32 tile[2][128];
     for (int t = 0; t < n; t++) {
         const int s = t % 2;
-        if (threadIdx.x == 0) READ_WAIT;
+        if (threadIdx.x == 0) ASM("cp.async.bulk.wait_group.read 1;" ::: "memory");
         __syncthreads();
         tile[s][threadIdx.x] = x[t * 128 + threadIdx.x] ^ t;
-        FENCE;
+        fence_async();
         __syncthreads();
         if (threadIdx.x == 0) bulk_store(y + t * 128, smem(tile[s]), 512), bulk_commit();
     }
-    WAIT;
 }
 """
-
-
-def _store(
-    wait_read: str = 'ASM("cp.async.bulk.wait_group.read 1;" ::: "memory")', fence: str = "fence_async()"
-) -> str:
-    return _STORE.replace("READ_WAIT", wait_read).replace("FENCE", fence).replace("WAIT", "(void)0")
 
 
 @pytest.mark.parametrize("completion", ["lazy", "eager", 0.1])
 def test_double_buffered_stores(completion: str | float) -> None:
     """Stores that are still pending when the CTA leaves are flushed."""
-    module = Emulator(completion=completion).load(compile_cuda(_store()))
+    module = Emulator(completion=completion).load(compile_cuda(_STORE))
     x = np.arange(9 * 128, dtype=np.uint32)
     y = np.zeros_like(x)
     module.launch("copy", 1, 128, args=[x, y, 9])
