@@ -33,15 +33,16 @@ def lane_list(mask: int) -> Sequence[int]:
 def scalar(d: Decode, operand: Operand, size: int, *, signed: bool = False) -> Scalar:
     """Read an operand as an integer of `size` bytes; widths meet as `Decode.value` says."""
     if isinstance(operand, RegOp) and operand.reg.width in _FORMATS:
-        reg, sign = operand.reg, 1 << (8 * operand.reg.width - 1)
+        reg, width = operand.reg, operand.reg.width
         layout: Any = d.layout
-        start, width = int(layout.offset(reg)), reg.width
+        start = int(layout.offset(reg))
         unpack: Any = _FORMATS[width].unpack_from
-        extends = (signed and width == size) or (reg.type[0] == "s" and width < size)
-        wrap = (1 << 8 * size) - 1
-        if extends:
+        own_sign, wanted_sign, wrap = 1 << (8 * width - 1), 1 << (8 * size - 1), (1 << 8 * size) - 1
+        if reg.type[0] == "s" and width < size:
             keep = -1 if signed else wrap
-            return lambda warp, lane: ((unpack(warp.regs, start + lane * width)[0] ^ sign) - sign) & keep
+            return lambda warp, lane: ((unpack(warp.regs, start + lane * width)[0] ^ own_sign) - own_sign) & keep
+        if signed and width >= size:
+            return lambda warp, lane: ((unpack(warp.regs, start + lane * width)[0] & wrap) ^ wanted_sign) - wanted_sign
         if width <= size:
             return lambda warp, lane: int(unpack(warp.regs, start + lane * width)[0])
         return lambda warp, lane: int(unpack(warp.regs, start + lane * width)[0]) & wrap

@@ -23,7 +23,7 @@ ALL = 0xFFFFFFFF
 SMEM = 64 * 1024
 _REGISTERS = """
 .reg .pred %p<8>; .reg .b16 %h<32>; .reg .b32 %r<64>; .reg .b64 %d<32>; .reg .f32 %f<32>; .reg .f64 %g<8>;
-.reg .b128 %q<8>;
+.reg .b128 %q<16>;
 """
 
 
@@ -104,8 +104,11 @@ class Rig:
         return self.program.layout.view(self.ctas[cta].warps[0], reg)
 
     def set(self, cta: int = 0, **values: Any) -> None:
-        """Set registers: r3=7 is %r3; f registers take floats."""
+        """Set registers: r3=7 is %r3; f registers take floats. Those that no instruction has are passed over."""
+        known = {reg.name for reg in self.function.registers}
         for name, value in values.items():
+            if f"%{name}" not in known:
+                continue
             lanes = self.register(f"%{name}", cta)
             if name[0] == "f":
                 value = np.asarray(value, np.float32).view(np.uint32)
