@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from megamoe_jit.arch import Arch, MmaGeneration, get_arch
@@ -10,13 +9,11 @@ from megamoe_jit.errors import UnsupportedError
 from megamoe_jit.recipes import sm90, sm100
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.recipe import RECIPES, Element, Recipe, get_recipe
-from megamoe_jit.recipes.sm90 import ONE_PASS_TILES, Sm90Config, Sm90StagingConfig
+from megamoe_jit.recipes.sm90 import Sm90Config, Sm90StagingConfig
 from megamoe_jit.recipes.sm100 import Sm100Config, Sm100StagingConfig
 
 MoeConfig = Sm90Config | Sm100Config
 StagingConfig = Sm90StagingConfig | Sm100StagingConfig
-
-TWO_PASS_MEAN = 256  # tokens an expert from which a tile of two passes is faster
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,19 +53,10 @@ def check_target(recipe: str | Recipe, arch: str | Arch) -> tuple[Recipe, Arch]:
 
 
 def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
-    """Return the token tile for a call.
-
-    Blackwell: the narrowest that holds the mean share of an expert and 1.5 standard deviations more, else the widest.
-    Hopper, up to 64: the same, so that few experts need a second tile, which would read their weights again. Above: 64,
-    and two passes of 128 from a mean of 256 on, where what they save in token loads and epilogues outweighs their
-    partly filled last tiles. Source: the sweep in
-    benchmarks/results/token_tiles.json.
-    """
-    mean, tiles = problem.tokens_per_expert(num_tokens), token_tiles(problem, recipe)
-    likely = mean + 1.5 * math.sqrt(mean)
-    if recipe.generation is MmaGeneration.WGMMA and mean < TWO_PASS_MEAN:
-        tiles = ONE_PASS_TILES
-    return next((n for n in tiles if likely <= n), tiles[-1])
+    """Return the token tile for a call of `num_tokens` tokens a rank: the family's rule."""
+    if recipe.generation is MmaGeneration.TCGEN05:
+        return sm100.token_tile(problem, recipe, num_tokens)
+    return sm90.token_tile(problem, recipe, num_tokens)
 
 
 def token_tiles(problem: Problem, recipe: Recipe) -> tuple[int, ...]:

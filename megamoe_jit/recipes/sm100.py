@@ -32,6 +32,16 @@ _FORECAST_RMS = 2688 / 4
 _FORECAST_FACTOR = 1 / 8
 
 
+def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
+    """Return the narrowest token tile that holds the mean share of an expert and 1.5 standard deviations more.
+
+    The widest, where none does. Few experts then need a second tile, which would read their weights again.
+    """
+    del recipe
+    mean = problem.tokens_per_expert(num_tokens)
+    return next((n for n in TOKEN_TILES if mean + 1.5 * math.sqrt(mean) <= n), TOKEN_TILES[-1])
+
+
 def mean_that_fits(block_n: int) -> float:
     """Return the mean number of tokens an expert of which 1.5 standard deviations more fill `block_n`."""
     return ((math.sqrt(2.25 + 4 * block_n) - 1.5) / 2) ** 2

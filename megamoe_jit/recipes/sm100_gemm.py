@@ -200,7 +200,7 @@ def reject(config: Sm100GemmConfig) -> str | None:
         return f"cta_group={config.cta_group}: an MMA is of one CTA or of a pair"
     if config.block_n not in (16, 32, 64, 128, 192, 256):
         return f"block_n={config.block_n}: tiles have 16, 32, 64, 128, 192 or 256 tokens"
-    if config.block_n < 64 and config.cta_group == 2 and config.block_n < 32:
+    if config.cta_group == 2 and config.block_n < 32:
         return f"block_n={config.block_n}: each CTA of a pair loads at least 16 tokens"
     if config.n < 1 or config.n % 8:
         return f"n={config.n} is no positive multiple of 8: y is stored in units of 16 bytes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from megamoe_jit.recipes.recipe import Element, Recipe
 ACTIVATION_CODES = {"swiglu": 0, "gelu": 1, "relu2": 2}
 MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this maximum: no division by zero
 SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
+TWO_PASS_MEAN = 256  # tokens an expert from which a tile of two passes is faster
 ONE_PASS_TILES = (8, 16, 32, 64)  # token tiles whose 256 weight rows fit the registers at once
 # Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded.
 TWO_PASS_TILES = {Element.E4M3: (128,), Element.BF16: (128,)}
@@ -28,6 +30,26 @@ _LOADER_REGISTERS, _CONSUMER_REGISTERS = 72, 208
 _MAX_STAGES = 8
 _TABLE_COPIES = 16  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
+
+
+def token_tiles(problem: Problem, recipe: Recipe) -> tuple[int, ...]:
+    """Return the token tiles that kernels of a problem can have, narrowest first."""
+    return (*ONE_PASS_TILES, *(TWO_PASS_TILES[recipe.l1_acts.element] if problem.activation.gated else ()))
+
+
+def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
+    """Return the token tile for a call.
+
+    Up to 64: the narrowest that holds the mean share of an expert and 1.5 standard deviations more, so that few experts
+    need a second tile, which would read their weights again. Above: 64, and two passes of 128 from a mean of 256 on,
+    where what they save in token loads and epilogues outweighs their partly filled last tiles. Source: the sweep in
+    benchmarks/results/token_tiles.json.
+    """
+    mean, tiles = problem.tokens_per_expert(num_tokens), token_tiles(problem, recipe)
+    likely = mean + 1.5 * math.sqrt(mean)
+    if mean < TWO_PASS_MEAN:
+        tiles = ONE_PASS_TILES
+    return next((n for n in tiles if likely <= n), tiles[-1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,20 +90,26 @@ class Sm90Shapes:
         return self.intermediate_padded * (2 if self.problem.activation.gated else 1)
 
     @property
-    def pool_rows(self) -> int:
+    def slots(self) -> int:
         """Capacity for routed tokens: every slot of every rank may come here."""
         return self.problem.max_tokens_per_rank * self.problem.num_ranks * self.problem.num_topk
+
+    @property
+    def pool_rows(self) -> int:
+        """Rows of the pool of activations, where each token tile has all its rows, also an expert's last."""
+        widest = token_tile(self.problem, self.recipe, self.problem.max_tokens_per_rank)
+        return self.slots + min(self.slots, self.problem.num_local_experts) * (widest - 1)
 
     def workspace(self) -> StructLayout:
         """Return the parts of a rank's private workspace; the counters (from list_ready on) start as zeros."""
         e = self.problem.num_local_experts
-        max_token_tiles = self.pool_rows // min(ONE_PASS_TILES) + e
+        max_token_tiles = self.slots // min(ONE_PASS_TILES) + e
         return struct_layout(
             ("acts", self.pool_rows * self.intermediate_padded * self.act_bytes, 1024),
             ("acts_sf", self.intermediate_padded // SF_GRAN_K * self.pool_rows * 4, 1024),
-            ("routed", self.pool_rows * 4, 1024),
-            ("routed_sf", self.pool_rows * 4, 1024),
-            ("routed_weights", self.pool_rows * 4, 1024),
+            ("routed", self.slots * 4, 1024),
+            ("routed_sf", self.slots * 4, 1024),
+            ("routed_weights", self.slots * 4, 1024),
             ("list_ready", e * 4, 1024),
             ("l1_done", max_token_tiles * 4, 16),
             ("l2_done", 4, 16),
@@ -327,11 +355,6 @@ def reject(config: Sm90Config) -> str | None:
             f"{config.arch} has {config.arch.max_smem_bytes} B"
         )
     return None
-
-
-def token_tiles(problem: Problem, recipe: Recipe) -> tuple[int, ...]:
-    """Return the token tiles that kernels of a problem can have, narrowest first."""
-    return (*ONE_PASS_TILES, *(TWO_PASS_TILES[recipe.l1_acts.element] if problem.activation.gated else ()))
 
 
 def config_for_tile(problem: Problem, recipe: Recipe, arch: Arch, block_n: int) -> Sm90Config:

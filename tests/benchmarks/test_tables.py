@@ -79,7 +79,7 @@ def test_support_is_hardware_tested_only_where_a_record_says_so() -> None:
     assert "| `fp8_nvfp4` | tested on H200 | - |" in recipes_table({"accuracy": tested})
     assert "| `fp8_nvfp4` | compiles | - |" in recipes_table({"accuracy": on_cpu})
     assert "| `bf16_nvfp4` | compiles | - |" in recipes_table({"accuracy": tested})
-    assert "| `nvfp4_nvfp4` | - | reference |" in recipes_table({})
+    assert "| `nvfp4_nvfp4` | - | compiles |" in recipes_table({})
 
 
 def test_check_fails_for_a_stale_page_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

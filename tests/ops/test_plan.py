@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any
 
@@ -34,6 +35,14 @@ from tests.ops.recording_gpu import STREAM, RecordingGpu, gpu
 
 __all__ = ["gpu"]
 NUM_SMS = 132
+
+
+def pool_rows(capacity: int = CAPACITY) -> int:
+    """Rows of the pool: all slots, and room to fill each expert's last token tile."""
+    slots = capacity * TOPK
+    mean = slots / EXPERTS
+    tile = next(n for n in (8, 16, 32, 64) if mean + 1.5 * math.sqrt(mean) <= n or n == 64)
+    return slots + min(slots, EXPERTS) * (tile - 1)
 
 
 def base(made: SymmBuffer) -> int:
@@ -100,7 +109,7 @@ def test_the_fused_launch_gets_everything(gpu: RecordingGpu, monkeypatch: pytest
     assert (params.l1_bias, params.l2_bias) == (address(l1.bias), address(l2.bias))
     assert params.l1_bias != 0
     assert (params.recv_stats, params.y, params.y_stride) == (stats.data_ptr(), y.data_ptr(), HIDDEN)
-    assert (params.num_tokens, params.pool_rows, params.rank) == (6, CAPACITY * TOPK, 0)
+    assert (params.num_tokens, params.pool_rows, params.rank) == (6, pool_rows(), 0)
     assert params.routed_scaling_factor == 2.5
     assert (params.error_record, params.timeout_ns) == (gpu.record.device_pointer, 2_500_000_000)
     (workspace,) = workspaces(made)
@@ -239,7 +248,7 @@ def test_the_token_tile_follows_the_call(gpu: RecordingGpu) -> None:
             config, launched, params = gpu.mega()
             assert config.block_n == choose_config(problem, recipe, "sm_90a", num_tokens).config.block_n
             assert launched.smem_bytes == config.smem_bytes
-            assert (params.num_tokens, params.pool_rows) == (num_tokens, 64 * TOPK)
+            assert (params.num_tokens, params.pool_rows) == (num_tokens, pool_rows(64))
             used.add(config.block_n)
     assert len(used) > 2
     assert used <= {config.block_n for config in gpu.asked if isinstance(config, Sm90Config)}
@@ -314,15 +323,15 @@ def test_the_tensor_map_covers_the_pool(gpu: RecordingGpu, recipe: str) -> None:
     config, launched, params = gpu.mega()
     (workspace,) = workspaces(made)
     acts = workspace.acts()
-    assert tuple(acts.shape) == (CAPACITY * TOPK, 128)
+    assert tuple(acts.shape) == (pool_rows(), 128)
     if recipe.startswith("fp8"):
         scales = workspace.acts_sf()
-        assert (scales.dtype, tuple(scales.shape)) == (torch.float32, (1, CAPACITY * TOPK))
+        assert (scales.dtype, tuple(scales.shape)) == (torch.float32, (1, pool_rows()))
         assert scales.data_ptr() == params.acts_sf
     rows = config.template_values()["tma_boxes"][0][1]  # type: ignore[index]
     described = acts_tensor_map(acts, rows)
     assert described.address == acts.data_ptr() == params.acts
-    assert described.spec.dims == (128, CAPACITY * TOPK)
+    assert described.spec.dims == (128, pool_rows())
     assert described.spec.box == (128 // acts.element_size(), rows)
     assert "B128" in described.spec.swizzle.name
     # The recording driver fills the n-th map that it encodes with n.
@@ -331,7 +340,7 @@ def test_the_tensor_map_covers_the_pool(gpu: RecordingGpu, recipe: str) -> None:
     assert launched.params[1] == bytes([number] * 128)
     _, rank, start, dims, _, box, *_ = encoded[number - 1]
     assert (rank, int(start)) == (2, acts.data_ptr())
-    assert ([int(d) for d in dims], [int(b) for b in box]) == ([128, CAPACITY * TOPK], list(described.spec.box))
+    assert ([int(d) for d in dims], [int(b) for b in box]) == ([128, pool_rows()], list(described.spec.box))
 
 
 def test_codes_from_the_quantiser_reach_the_kernel(gpu: RecordingGpu) -> None:
@@ -391,7 +400,7 @@ def test_a_plan_belongs_to_its_buffer(gpu: RecordingGpu) -> None:
     moe(tokens(129), *routing(129))
     params = gpu.mega()[2]
     assert params.peers[0] == base(moe.sym_buffer) != first
-    assert (params.num_tokens, params.pool_rows) == (129, 256 * TOPK)
+    assert (params.num_tokens, params.pool_rows) == (129, pool_rows(256))
     made = stage()
     assert any(isinstance(value, plan.StagingPlan) for value in made.plans.values())
     made.destroy()

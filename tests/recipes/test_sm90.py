@@ -142,7 +142,8 @@ def test_parts_in_device_memory_lie_apart_and_aligned(recipe: str, activation: A
     problem = replace(LAYER, hidden=2880, intermediate=2880, activation=activation)
     shapes = Sm90Shapes(problem=problem, recipe=get_recipe(recipe))
     slots = 512 * 6
-    assert shapes.pool_rows == slots
+    assert shapes.slots == slots
+    assert shapes.pool_rows == slots + 32 * (64 - 1)  # 96 tokens an expert take tiles of 64
     sizes = {field.name: field.num_bytes for field in shapes.symmetric().fields}
     act = shapes.act_bytes
     assert sizes == {
@@ -156,8 +157,8 @@ def test_parts_in_device_memory_lie_apart_and_aligned(recipe: str, activation: A
     }
     padded = 2944 if activation.gated else 3072
     workspace = {field.name: field.num_bytes for field in shapes.workspace().fields}
-    assert workspace["acts"] == slots * padded * act
-    assert workspace["acts_sf"] == padded // 128 * slots * 4
+    assert workspace["acts"] == shapes.pool_rows * padded * act
+    assert workspace["acts_sf"] == padded // 128 * shapes.pool_rows * 4
     for part in ("routed", "routed_sf", "routed_weights"):
         assert workspace[part] == slots * 4
     assert workspace["list_ready"] == 32 * 4

@@ -110,7 +110,7 @@ __device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe:
         const float scale = fmaxf(__uint_as_float(smem.amax[column]), config::kMinAmax) / 448.0f;
         smem.inverse_scale[column] = 1.0f / scale;
         smem.amax[column] = 0;
-        if (column < tile.num_rows) c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.row + column] = scale;
+        if (column < tile.num_rows) c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.pool_row + column] = scale;
     }
     mega_moe::sync_consumers();
 }
@@ -146,7 +146,7 @@ __device__ __forceinline__ void store_block(const Consumer& c, const mega_moe::T
     const uint32_t thread = c.warpgroup * 128 + c.thread;
     const uint4* tile_acts = reinterpret_cast<const uint4*>(c.ctx.smem.acts);
     for (uint32_t i = thread; i < tile.num_rows * kPieces; i += mega_moe::kNumConsumerThreads) {
-        uint8_t* row = c.ctx.params.acts + uint64_t(tile.row + i / kPieces) * config::kActRowBytes + block * kBytes;
+        uint8_t* row = c.ctx.params.acts + uint64_t(tile.pool_row + i / kPieces) * config::kActRowBytes + block * kBytes;
         reinterpret_cast<uint4*>(row)[i % kPieces] = tile_acts[i];
     }
 }

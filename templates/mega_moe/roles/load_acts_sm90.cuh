@@ -47,7 +47,7 @@ __device__ __forceinline__ void gather_tokens(const mega_moe::Context& ctx, cons
     }
 }
 
-// Loads the token tile's rows of the pool. Rows past the expert's last are its neighbour's: their columns are never stored.
+// Loads the token tile's rows of the pool. Rows past the expert's last hold anything: their columns are never stored.
 __device__ __forceinline__ void load_pool(const mega_moe::Context& ctx, const mega_moe::Tile& tile, uint32_t thread, pipeline::RingCursor& cursor) {
     constexpr uint32_t kParts = config::kTokenKBytes / 128;
     comm::wait_counter(ctx.watchdog, &ctx.params.l1_done[tile.token_tile], config::kL1MTiles, comm::WaitFor::kL1Tiles, tile.token_tile);
@@ -62,7 +62,7 @@ __device__ __forceinline__ void load_pool(const mega_moe::Context& ctx, const me
 #pragma unroll
                     for (uint32_t part = 0; part < kParts; ++part) {
                         ptx::cp_async_bulk_tensor_2d(ptx::smem_address(ctx.smem.tokens[cursor.stage]) + (part * config::kBlockN + row) * 128,
-                                                     ctx.acts_map, (k * config::kTokenKBytes + part * 128) / config::kActBytes, tile.row + row, full);
+                                                     ctx.acts_map, (k * config::kTokenKBytes + part * 128) / config::kActBytes, tile.pool_row + row, full);
                     }
                 }
             }
@@ -70,7 +70,7 @@ __device__ __forceinline__ void load_pool(const mega_moe::Context& ctx, const me
                 for (uint32_t row = thread; row < tile.width; row += config::kNumActsLoaderThreads) {
                     const bool is_valid = row < tile.num_rows;
                     ptx::cp_async_4(ptx::smem_address(&ctx.smem.acts_sf[cursor.stage][row]),
-                                    ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.row + (is_valid ? row : 0), is_valid);
+                                    ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.pool_row + (is_valid ? row : 0), is_valid);
                 }
                 ptx::cp_async_mbarrier_arrive(full);
             } else {

@@ -458,7 +458,8 @@ struct Tile {
     uint32_t expert;      // local
     uint32_t m_tile;      // block of kBlockM weight rows
     uint32_t token_tile;  // over all experts: the index of its counter
-    uint32_t row;         // first row in the pool of routed tokens
+    uint32_t row;         // first row in the list of routed tokens
+    uint32_t pool_row;    // first row in the pool of activations, where each token tile has kBlockN rows of its own
     uint32_t num_rows;    // valid ones of kBlockN
     uint32_t width;       // columns that are multiplied: num_rows rounded up to an MMA width
     bool is_l2;
@@ -493,6 +494,7 @@ struct Scheduler {
             tile.m_tile = in_expert / count;
             tile.token_tile = first + n;
             tile.row = schedule.row_begin[expert] + n * config::kBlockN;
+            tile.pool_row = tile.token_tile * config::kBlockN;
             tile.num_rows = min(config::kBlockN, schedule.row_begin[expert + 1] - tile.row);
             tile.width = (tile.num_rows + kWidthStep - 1) / kWidthStep * kWidthStep;
             tile.is_l2 = is_l2;
@@ -1316,7 +1318,7 @@ __device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe:
         const float scale = fmaxf(__uint_as_float(smem.amax[column]), config::kMinAmax) / 448.0f;
         smem.inverse_scale[column] = 1.0f / scale;
         smem.amax[column] = 0;
-        if (column < tile.num_rows) c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.row + column] = scale;
+        if (column < tile.num_rows) c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.pool_row + column] = scale;
     }
     mega_moe::sync_consumers();
 }
@@ -1352,7 +1354,7 @@ __device__ __forceinline__ void store_block(const Consumer& c, const mega_moe::T
     const uint32_t thread = c.warpgroup * 128 + c.thread;
     const uint4* tile_acts = reinterpret_cast<const uint4*>(c.ctx.smem.acts);
     for (uint32_t i = thread; i < tile.num_rows * kPieces; i += mega_moe::kNumConsumerThreads) {
-        uint8_t* row = c.ctx.params.acts + uint64_t(tile.row + i / kPieces) * config::kActRowBytes + block * kBytes;
+        uint8_t* row = c.ctx.params.acts + uint64_t(tile.pool_row + i / kPieces) * config::kActRowBytes + block * kBytes;
         reinterpret_cast<uint4*>(row)[i % kPieces] = tile_acts[i];
     }
 }
@@ -1499,7 +1501,7 @@ __device__ __forceinline__ void gather_tokens(const mega_moe::Context& ctx, cons
     }
 }
 
-// Loads the token tile's rows of the pool. Rows past the expert's last are its neighbour's: their columns are never stored.
+// Loads the token tile's rows of the pool. Rows past the expert's last hold anything: their columns are never stored.
 __device__ __forceinline__ void load_pool(const mega_moe::Context& ctx, const mega_moe::Tile& tile, uint32_t thread, pipeline::RingCursor& cursor) {
     constexpr uint32_t kParts = config::kTokenKBytes / 128;
     comm::wait_counter(ctx.watchdog, &ctx.params.l1_done[tile.token_tile], config::kL1MTiles, comm::WaitFor::kL1Tiles, tile.token_tile);
@@ -1514,7 +1516,7 @@ __device__ __forceinline__ void load_pool(const mega_moe::Context& ctx, const me
 #pragma unroll
                     for (uint32_t part = 0; part < kParts; ++part) {
                         ptx::cp_async_bulk_tensor_2d(ptx::smem_address(ctx.smem.tokens[cursor.stage]) + (part * config::kBlockN + row) * 128,
-                                                     ctx.acts_map, (k * config::kTokenKBytes + part * 128) / config::kActBytes, tile.row + row, full);
+                                                     ctx.acts_map, (k * config::kTokenKBytes + part * 128) / config::kActBytes, tile.pool_row + row, full);
                     }
                 }
             }
@@ -1522,7 +1524,7 @@ __device__ __forceinline__ void load_pool(const mega_moe::Context& ctx, const me
                 for (uint32_t row = thread; row < tile.width; row += config::kNumActsLoaderThreads) {
                     const bool is_valid = row < tile.num_rows;
                     ptx::cp_async_4(ptx::smem_address(&ctx.smem.acts_sf[cursor.stage][row]),
-                                    ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.row + (is_valid ? row : 0), is_valid);
+                                    ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.pool_row + (is_valid ? row : 0), is_valid);
                 }
                 ptx::cp_async_mbarrier_arrive(full);
             } else {
