@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from functools import reduce
 from typing import Any
 
@@ -113,8 +114,8 @@ def test_matches(mask: int, active: Array, bits: int) -> None:
 
 REDUCTIONS: dict[str, Any] = {
     "add.u32": lambda x: sum(x), "add.s32": lambda x: sum(x), "min.u32": min, "max.u32": max, "min.s32": min,
-    "max.s32": max, "and.b32": lambda x: reduce(lambda a, b: a & b, x), "or.b32": lambda x: reduce(lambda a, b: a | b, x),
-    "xor.b32": lambda x: reduce(lambda a, b: a ^ b, x),
+    "max.s32": max, "and.b32": lambda x: reduce(operator.and_, x), "or.b32": lambda x: reduce(operator.or_, x),
+    "xor.b32": lambda x: reduce(operator.xor, x),
 }  # fmt: skip
 
 
