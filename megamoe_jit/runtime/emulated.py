@@ -128,7 +128,10 @@ class EmulatedBackend:
             return module
 
     def prepare(self, plan: LaunchPlan) -> EmulatedLaunch:
-        """Load the plan's kernel, check the launch against the device, pack its parameters."""
+        """Check the launch against the device and pack its parameters.
+
+        The kernel is parsed and compiled when it is first launched: of several prepared tiles a call takes one.
+        """
         if plan.smem_bytes > _MAX_SMEM_BYTES:
             raise LaunchError(
                 f"{plan.describe()} needs {plan.smem_bytes} bytes of shared memory a block, and a device has "
@@ -141,7 +144,7 @@ class EmulatedBackend:
                 f"holds {resident} of them at once, which a cooperative launch needs. Launch fewer blocks, or set "
                 f"{env.EMULATOR_SMS.name}."
             )
-        return EmulatedLaunch(backend=self, plan=plan, module=self.load(plan.kernel))
+        return EmulatedLaunch(backend=self, plan=plan)
 
     def launch(self, plan: LaunchPlan, stream: int | None = None) -> None:
         """Prepare `plan` and launch it once."""
@@ -171,12 +174,11 @@ class EmulatedBackend:
 
 
 class EmulatedLaunch:
-    """A parsed kernel with packed parameters; `launch` executes it to its end."""
+    """A kernel with packed parameters; `launch` executes it to its end."""
 
-    def __init__(self, *, backend: EmulatedBackend, plan: LaunchPlan, module: Any) -> None:
+    def __init__(self, *, backend: EmulatedBackend, plan: LaunchPlan) -> None:
         """Pack parameters."""
         self.plan = plan
-        self.module = module
         self._backend = backend
         self._signature = plan.signature
         self._buffer = ParamBuffer(self._signature, plan.params, encode_tensor_map)
@@ -214,9 +216,10 @@ class EmulatedLaunch:
         ]
         args = [self._buffer.read(index) for index in range(len(plan.params))]
         with self._backend.lock:
-            self._backend.note_launch(plan.kernel.kernel_name, self.module)
+            module = self._backend.load(plan.kernel)
+            self._backend.note_launch(plan.kernel.kernel_name, module)
             try:
-                self.module.launch(
+                module.launch(
                     plan.kernel.kernel_name,
                     grid=plan.grid,
                     block=plan.block,

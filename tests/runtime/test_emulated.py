@@ -171,7 +171,7 @@ def test_a_kernel_that_gave_up_is_told_in_words_and_the_next_may_run(*, traps: b
         if traps:
             raise fault
 
-    prepared.module.run = run
+    backend.load(prepared.plan.kernel).run = run
     with pytest.raises(
         LaunchError,
         match=r"a kernel on the emulated device stopped itself: rank 2, block 17, thread 160 gave up waiting for .*"
@@ -179,7 +179,7 @@ def test_a_kernel_that_gave_up_is_told_in_words_and_the_next_may_run(*, traps: b
     ) as caught:
         prepared.launch()
     assert caught.value.__cause__ is (fault if traps else None)
-    prepared.module.run = lambda: None
+    backend.load(prepared.plan.kernel).run = lambda: None
     prepared.launch()
 
 
@@ -191,7 +191,7 @@ def test_a_fault_of_a_kernel_is_the_callers() -> None:
     def run() -> None:
         raise fault
 
-    prepared.module.run = run
+    backend.load(prepared.plan.kernel).run = run
     with pytest.raises(DeadlockFault) as caught:
         prepared.launch()
     assert caught.value is fault
