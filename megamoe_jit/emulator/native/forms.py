@@ -39,21 +39,15 @@ class Forms:
         known = tuple(isinstance(typed.operand, Imm) for typed in form.src)
         constants = tuple(value.type if value.const is None else (value.type, value.const) for value in values)
         key = (form.op.form.opcode, len(form.dst), known, constants)
-        f = ops.f
         if key not in self._known:
-            start = len(f.lines)
-            results = form.apply(ops, values)
-            if len(f.lines) - start <= MAX_INLINE:
-                self._known[key] = None
-                return results
-            del f.lines[start:]
             self._known[key] = self._outline(form, values)
         outlined = self._known[key]
         if outlined is None:
             return form.apply(ops, values)
         return _call(outlined, ops, values)
 
-    def _outline(self, form: Signature, values: Sequence[Val]) -> _Outlined:
+    def _outline(self, form: Signature, values: Sequence[Val]) -> _Outlined | None:
+        """Return the function of a form, None when the form is short."""
         params = [("i32", "active")]
         params += [
             ("i32" if value.type == LANES["i1"] else value.type, f"value{index}")
@@ -63,6 +57,8 @@ class Forms:
         name = f"form{len(self._bodies)}"
         trial = Body(name, "void", params)
         results = tuple(value.type for value in _evaluate(trial, form, values))
+        if len(trial.lines) <= MAX_INLINE:
+            return None
         passed = ["i32" if type == LANES["i1"] else type for type in results]
         body = Body(name, passed[0] if len(passed) == 1 else f"{{ {', '.join(passed)} }}", params)
         outputs = [_packed(value) for value in _evaluate(body, form, values)]
