@@ -13,7 +13,14 @@ from megamoe_jit.emulator.checks.chains import AsyncAccess, Chains
 from megamoe_jit.emulator.checks.clocks import ORDER, PROXY, TENSOR, Actors, Location, WarpClock, reaches
 from megamoe_jit.emulator.checks.granules import Watched, watch
 from megamoe_jit.emulator.checks.sync import SyncChecks
-from megamoe_jit.emulator.native.shadow_layout import ASYNC, ATOMIC, READ_STRIDE, SharedShadow
+from megamoe_jit.emulator.native.shadow_layout import (
+    ASYNC,
+    ATOMIC,
+    GRANULE,
+    READ_STRIDE,
+    SharedShadow,
+    pack_write,
+)
 
 if TYPE_CHECKING:
     from megamoe_jit.emulator.checks.interface import Access, Range, Scope, Semantics
@@ -139,9 +146,10 @@ class Checker(SyncChecks):
 
     def strong(self, warp: Warp, place: Place, size: int, access: Access, semantics: Semantics, scope: Scope) -> None:
         """A strong load, store or atomic."""
-        entry = (place.kind, place.cta, place.start, size)
-        for at in watch((entry,), self.machine.allocations):
-            self._strong_shadow(warp, at, access)
+        if not (access == "read" and self._is_quiet(warp, place, size)):
+            entry = (place.kind, place.cta, place.start, size)
+            for at in watch((entry,), self.machine.allocations):
+                self._strong_shadow(warp, at, access)
         key = (place.kind, place.cta, place.start)
         if access != "write":
             self._observe(warp, self.locations.get(key), semantics, scope)
@@ -150,6 +158,18 @@ class Checker(SyncChecks):
             if location is None:
                 location = self.locations[key] = Location()
             self._hand_over(warp, location, access, semantics, scope)
+
+    def _is_quiet(self, warp: Warp, place: Place, size: int) -> bool:
+        """Whether a strong read of one word of global memory is the same as the one before: polls are many."""
+        if place.kind != "global" or size != GRANULE or place.start % GRANULE:
+            return False
+        known = self.machine.allocations.shadow(place.start)
+        if known is None:
+            return True
+        record = known.granules[place.start // GRANULE - known.first]
+        writer, reader = int(record["writer"]), int(record["reader"])
+        mine = pack_write(warp.actor, warp.clock.epoch, flags=ATOMIC)
+        return reader == mine and (writer == 0 or bool(writer & ATOMIC))
 
     def _strong_shadow(self, warp: Warp, at: Watched, access: Access) -> None:
         order, epoch = warp.clock.array[ORDER], warp.clock.epoch

@@ -85,11 +85,16 @@ def load(d: Decode) -> Handler:
         lanes = lanes_of(mask)
         data = np.zeros((32, size), np.uint8)
         checks = machine.checks
-        for lane in lanes.tolist():
-            bytes_, place = machine.resolve(warp, int(where[lane]), space, size, write=False, align=size, lane=lane)
+        found: dict[int, Any] = {}  # all lanes of a warp mostly poll one word
+        for lane, address in zip(lanes.tolist(), where[lanes].tolist(), strict=True):
+            bytes_ = found.get(address)
+            if bytes_ is None:
+                bytes_, place = machine.resolve(warp, address, space, size, write=False, align=size, lane=lane)
+                if place.kind != "local":
+                    found[address] = bytes_
+                    if checks.enabled:
+                        checks.strong(warp, place, size, "read", semantics, scope)
             data[lane] = bytes_
-            if checks.enabled and place.kind != "local":
-                checks.strong(warp, place, size, "read", semantics, scope)
         write(warp, mask, data.view(dtype).T)
         return _yields(warp, pc, where[lanes], data[lanes], width)
 
