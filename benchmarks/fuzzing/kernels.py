@@ -61,7 +61,7 @@ KERNEL {
     atomicAdd(out + 512, sum);
     atomicMax((int*)out + 513, count);
     float4 v = reinterpret_cast<const float4*>(in)[t];
-    reinterpret_cast<float4*>(out)[t & 63] = make_float4(v.w, v.z, sum, any + count);
+    reinterpret_cast<float4*>(out)[t] = make_float4(v.w, v.z, sum, any + count);
 }
 """
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from benchmarks.emulator_fuzz import COLUMNS, Outcome, fuzz, main, rows, run_texts
-from benchmarks.fuzzing.kernels import KERNELS
+from benchmarks.fuzzing.kernels import KERNELS, FuzzKernel
 from benchmarks.fuzzing.worker import BAD_OUTCOMES, GOOD_OUTCOMES, Case, case, run
 from megamoe_jit.emulator.parser import PtxSyntaxError, parse
 
@@ -25,10 +25,11 @@ for index in range(int(sys.argv[2]), int(sys.argv[3])):
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("engine", ["native", "numpy"])
 @pytest.mark.parametrize("checks", ["error", "off"])
-def test_kernels_run_while_they_are_whole(kernel: object, checks: str) -> None:
+def test_kernels_run_while_they_are_whole(kernel: FuzzKernel, checks: str, engine: str) -> None:
     whole = Case(index=0, kernel=kernel, text=kernel.ptx, with_care=True, checks=checks, completion="lazy")
-    assert run(whole, "native") == ("ran", "")
+    assert run(whole, engine) == ("ran", "")
 
 
 def test_texts_follow_from_seed_and_index() -> None:
