@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,24 +38,36 @@ def note_read(cta: Cta, op: AsyncOp, addresses: Array) -> None:
     """Tell the checker that `op` reads these 16-byte pieces."""
     checks = cta.machine.checks
     if checks.enabled:
-        offsets = (addresses.reshape(-1, 1) + np.arange(CHUNK)).ravel()
-        entry: Range = ("shared", cta, offsets)
+        entry: Range = ("shared", cta, addresses, CHUNK)
         checks.async_read(op, (entry,))
 
 
 def shared_operand(
-    cta: Cta, addresses: Array, form: ElementFormat, rows: int, *, packed: bool, mn_major: bool, negate: bool
+    ctas: Sequence[Cta],
+    addresses: Array,
+    form: ElementFormat,
+    rows: int,
+    *,
+    packed: bool,
+    mn_major: bool,
+    negate: bool,
 ) -> Operand:
-    """Decode an operand; bytes that were decoded lately are not decoded again."""
-    data = gather(cta.smem, addresses)
-    cache: OrderedDict[object, Operand] = cta.machine.scratch.setdefault("operands", OrderedDict())
-    key = (form.name, data.shape, rows, packed, mn_major, negate, data.tobytes())
+    """Decode an operand, `rows` rows of each CTA one after the other; what was decoded lately is not decoded again."""
+    tiles = [gather(cta.smem, addresses) for cta in ctas]
+    cache: OrderedDict[object, Operand] = ctas[0].machine.scratch.setdefault("operands", OrderedDict())
+    key = (form.name, tiles[0].shape, rows, packed, mn_major, negate, *(tile.tobytes() for tile in tiles))
     operand = cache.get(key)
     if operand is None:
-        codes = codes_of(data, form, rows, packed=packed, mn_major=mn_major)
-        operand = cache[key] = Operand(form, codes, negate=negate)
+        codes = [codes_of(tile, form, rows, packed=packed, mn_major=mn_major) for tile in tiles]
+        operand = cache[key] = Operand(form, codes[0] if len(codes) == 1 else np.concatenate(codes), negate=negate)
         if len(cache) > _CACHED:
             cache.popitem(last=False)
     else:
         cache.move_to_end(key)
     return operand
+
+
+def shared_bytes(ctas: Sequence[Cta], addresses: Array, rows: int, *, mn_major: bool) -> Array:
+    """Read an operand of integers, `rows` rows of each CTA one after the other: uint8 [rows, K]."""
+    tiles = [gather(cta.smem, addresses) for cta in ctas]
+    return np.concatenate([np.ascontiguousarray(tile.T[:rows]) if mn_major else tile for tile in tiles])

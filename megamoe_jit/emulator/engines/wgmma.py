@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from megamoe_jit.emulator.engines.descriptors import MatrixDescriptor, decode_sm90, layout_problems, phase_warning
 from megamoe_jit.emulator.engines.numerics import FORMATS, Numerics, Operand, Rule, dot, integer_dot, rule_for
-from megamoe_jit.emulator.engines.operands import gather, operand_addresses
-from megamoe_jit.emulator.engines.shared_tiles import check_bounds, note_read, shared_operand
+from megamoe_jit.emulator.engines.operands import operand_addresses
+from megamoe_jit.emulator.engines.shared_tiles import check_bounds, note_read, shared_bytes, shared_operand
 from megamoe_jit.emulator.machine.outcome import Outcome, Park, Waitable
 from megamoe_jit.emulator.machine.queues import AsyncOp
 
@@ -349,9 +349,10 @@ class Warpgroup(Waitable):
         check_bounds(self.cta, op, name, addresses)
         note_read(self.cta, op, addresses)
         if element in ("s8", "u8"):
-            return gather(self.cta.smem, addresses).view(np.int8 if element == "s8" else np.uint8)
+            codes = shared_bytes((self.cta,), addresses, rows, mn_major=False)
+            return codes.view(np.int8 if element == "s8" else np.uint8)
         return shared_operand(
-            self.cta, addresses, FORMATS[element], rows, packed=False, mn_major=transposed, negate=negate
+            (self.cta,), addresses, FORMATS[element], rows, packed=False, mn_major=transposed, negate=negate
         )
 
     def _report_descriptor(

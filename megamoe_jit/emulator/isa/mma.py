@@ -109,6 +109,29 @@ def mma_block_scale(d: Decode) -> Handler:
     return _handler(d, shape, _scale_reader(d, shape))
 
 
+@handler(
+    "mma.sp{::ordered_metadata}.sync.aligned.<shape>.row.col{.satfinite}.<d>.<a>.<b>.<c>",
+    sets={
+        "shape": "m16n8k8 m16n8k16 m16n8k32 m16n8k64 m16n8k128",
+        "d": "f32 f16 s32",
+        "a": f"{_FLOATS} s8 u8 s4 u4",
+        "b": f"{_FLOATS} s8 u8 s4 u4",
+        "c": "f32 f16 s32",
+    },
+    section="Warp Level Matrix Multiply-Accumulate Instructions: mma.sp",
+)
+@handler(
+    f"mma.sp::ordered_metadata.sync.aligned{_KIND}.<shape>.row.col{_KIND.replace('before', 'after')}"
+    ".f32.<a>.<b>.f32.<scale>",
+    sets={"shape": "m16n8k64 m16n8k128", "a": _NARROW, "b": _NARROW, "scale": "ue8m0 ue4m3"},
+    where=lambda form: form.has("block_scale"),
+    section="Warp Level Matrix Multiply-Accumulate Instructions: mma.sp",
+)
+def mma_sparse(d: Decode) -> Handler:
+    """Sparse A is refused by name."""
+    raise UnsupportedError(f"{d.form.opcode}: sparse A is not modelled.")
+
+
 def _shape(form: Form, **fields: Any) -> mma_sync.Shape:
     found = re.fullmatch(r"m(\d+)n(\d+)k(\d+)", form["shape"])
     assert found

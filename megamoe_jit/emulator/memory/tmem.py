@@ -25,10 +25,9 @@ class Tmem:
         used: [512] whether a column is allocated.
         last_size: columns of the latest allocation; a later one must not be larger.
         relinquished: no more allocations.
-        cta_group: 1 or 2 once the first tcgen05 instruction has run: a kernel must not mix them.
     """
 
-    __slots__ = ("allocations", "cta_group", "last_size", "relinquished", "used", "words")
+    __slots__ = ("allocations", "last_size", "relinquished", "used", "words")
 
     def __init__(self, seed: int = 0) -> None:
         """Fill all words with noise that no kernel can count on."""
@@ -40,7 +39,6 @@ class Tmem:
         self.used: npt.NDArray[np.bool_] = np.zeros(COLUMNS, np.bool_)
         self.last_size: int | None = None
         self.relinquished = False
-        self.cta_group: int | None = None
 
     def find(self, columns: int, other: Tmem | None = None) -> int | None:
         """Return the first place where `columns` are free (in `other` as well), or None."""
@@ -100,7 +98,38 @@ class Tmem:
         )
 
 
-def cell_offsets(lanes: npt.NDArray[Any], columns: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return byte offsets of cells in tensor memory, as the checker counts them: lane-major."""
-    offsets: npt.NDArray[Any] = (lanes * COLUMNS + columns) * WORD_BYTES
-    return offsets
+# The checker keeps one entry for 16 lanes of a column: instructions touch whole halves of quarters, but for a few. Its
+# bytes: [quarter, column, half], four each.
+_COLUMN_BYTES = 2 * WORD_BYTES
+_QUARTER_BYTES = COLUMNS * _COLUMN_BYTES
+SHADOW_BYTES = 4 * _QUARTER_BYTES
+"""Size of tensor memory as the checker counts it."""
+
+
+def shadow_ranges(lanes: npt.NDArray[Any], column: int, columns: int) -> list[tuple[int, int] | npt.NDArray[Any]]:
+    """Return what the checker is told of cells: (start, length) of contiguous bytes, or offsets of bytes.
+
+    Args:
+        lanes: those that are touched.
+        column: first column; columns: how many.
+    """
+    ranges: list[tuple[int, int] | npt.NDArray[Any]] = []
+    halves = np.bincount(lanes // 16, minlength=8) > 0
+    for quarter in range(4):
+        start = quarter * _QUARTER_BYTES + column * _COLUMN_BYTES
+        low, high = halves[2 * quarter : 2 * quarter + 2]
+        if low and high:
+            ranges.append((start, columns * _COLUMN_BYTES))
+        elif low or high:
+            first = start + (WORD_BYTES if high else 0)
+            offsets = first + np.arange(columns)[:, None] * _COLUMN_BYTES + np.arange(WORD_BYTES)
+            ranges.append(offsets.ravel())
+    return ranges
+
+
+def describe_cell(offset: int) -> str:
+    """Say in words which cells a byte of the checker stands for."""
+    quarter, rest = divmod(offset, _QUARTER_BYTES)
+    column, half = divmod(rest, _COLUMN_BYTES)
+    first = 32 * quarter + 16 * (half // WORD_BYTES)
+    return f"lanes {first}..{first + 15}, column {column}"
