@@ -1,8 +1,7 @@
 """Loads, stores and addresses.
 
-A `memory` row's function makes a Python handler, for engines that do not generate code; code generators ask `access_of`
-what to do. Cache operators, eviction priorities, prefetch sizes and cache policies change no value and are passed over.
-Strong and polling loads and stores are in `polling`.
+Engines ask `access_of` what a load or store does, and do it. Cache operators, eviction priorities, prefetch sizes and
+cache policies change no value and are passed over. Strong loads and stores, which may poll, are in `polling`.
 """
 
 # Every form has the same arguments, whether it looks at them or not.
@@ -22,7 +21,6 @@ from megamoe_jit.emulator.isa.table import Form, Op, memory, pure
 from megamoe_jit.emulator.memory.spaces import LOCAL_WINDOW, RANK_SHIFT, SHARED_WINDOW, WINDOW_MASK, WINDOW_SHIFT
 from megamoe_jit.emulator.native.context import FaultSpace
 from megamoe_jit.emulator.parser.nodes import WIDTH
-from megamoe_jit.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.state import Warp
@@ -77,17 +75,18 @@ class Access:
 
 def access_of(op: Op) -> Access | None:
     """Return what a `memory` form loads or stores; None for `isspacep`."""
-    form = op.form
-    base = form.opcode.partition(".")[0]
-    if base not in ("ld", "ldu", "st"):
+    if op.function is is_in_own_cta:
         return None
-    count = int(form["vector"][1:] or 1) if form["vector"] else 1
-    return Access(is_load=base != "st", space=_SPACES[form["space"]], type=form.type, count=count)
+    access: Access = op.function(op.form)
+    return access
+
+
+def _count(form: Form) -> int:
+    return int(form["vector"][1:]) if form["vector"] else 1
 
 
 def _is_possible(form: Form) -> bool:
-    count = int(form["vector"][1:]) if form["vector"] else 1
-    width = WIDTH[form.type]
+    count, width = _count(form), WIDTH[form.type]
     return count == 1 or (width <= 8 and count * width <= _MAX_BYTES and (count < 8 or width == 4))
 
 
@@ -97,46 +96,18 @@ def _is_possible(form: Form) -> bool:
     section=_MOVEMENT + "ld, ld.global.nc", types=_TYPES, where=_is_possible,
 )  # fmt: skip
 @memory("ldu{space:.global|}" + _VECTOR, section=_MOVEMENT + "ldu", types=_TYPES, where=_is_possible)
-def load(d: Decode) -> Callable[[Warp, int], None]:
+def load(form: Form) -> Access:
     """Load elements; narrow ones are widened to their registers as their type says."""
-    from megamoe_jit.emulator.native.calls import load as load_lanes
-
-    access = access_of(d.op)
-    assert access is not None
-    address, pc = d.address(1), d.pc
-    width = access.width
-    if width == 16:
-        raise UnsupportedError(f"{d.instruction.text}: this engine has no 128-bit loads.")
-    letter = "i" if access.type[0] == "s" else "u"
-    write = d.write_many(0, f"{letter}{width}")
-
-    def run(warp: Warp, mask: int) -> None:
-        values = load_lanes(warp, mask, access.space, address(warp), width, access.count, pc=pc)
-        write(warp, mask, values.view(f"{letter}{width}"))
-
-    return run
+    return Access(is_load=True, space=_SPACES[form["space"]], type=form.type, count=_count(form))
 
 
 @memory(
     "st{.weak}{space:.global|.local|.shared{::cta|::cluster|}|}{.wb|.cg|.cs|.wt|}" + _LEVELS + _VECTOR,
     section=_MOVEMENT + "st", types=_TYPES, where=_is_possible,
 )  # fmt: skip
-def store(d: Decode) -> Callable[[Warp, int], None]:
+def store(form: Form) -> Access:
     """Store elements: the low bits of registers that are wider."""
-    from megamoe_jit.emulator.native.calls import store as store_lanes
-
-    access = access_of(d.op)
-    assert access is not None
-    address, pc = d.address(0), d.pc
-    width = access.width
-    if width == 16:
-        raise UnsupportedError(f"{d.instruction.text}: this engine has no 128-bit stores.")
-    read = d.values(1, np.dtype(f"u{width}"))
-
-    def run(warp: Warp, mask: int) -> None:
-        store_lanes(warp, mask, access.space, address(warp), read(warp), width, pc=pc)
-
-    return run
+    return Access(is_load=False, space=_SPACES[form["space"]], type=form.type, count=_count(form))
 
 
 _CVTA = "{space:.const|.global|.local|.param{::entry}|.shared{::cta|::cluster|}}.u64"

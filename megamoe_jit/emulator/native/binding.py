@@ -98,13 +98,12 @@ class Binding:
         return total
 
 
-def bind(function: Function, module: PtxModule, *, memory_in_python: bool = False) -> Binding:
+def bind(function: Function, module: PtxModule) -> Binding:
     """Look every instruction up and bind the handlers.
 
     Args:
         function: an entry.
         module: what it is in.
-        memory_in_python: loads and stores get handlers too, for an engine that has no code for them.
 
     Raises:
         UnsupportedError: lists every instruction that has no meaning here.
@@ -123,11 +122,10 @@ def bind(function: Function, module: PtxModule, *, memory_in_python: bool = Fals
     cut = blocks(function, lambda instruction: is_stop(ops[instruction.index]))
     live = liveness(function, cut)
     layout = RegisterLayout(function, [CARRY.name] if uses_carry else [], lifetimes(function, cut, live))
-    in_python = {Kind.HANDLER, Kind.MEMORY} if memory_in_python else {Kind.HANDLER}
     address_of = symbol_reader(function)
     handlers: dict[int, Handler] = {}
     for instruction, op in zip(function.instructions, ops, strict=True):
-        if op.kind in in_python:
+        if op.kind is Kind.HANDLER:
             try:
                 handlers[instruction.index] = op.function(Decode(instruction, op, function, module, layout, address_of))
             except UnsupportedError as error:

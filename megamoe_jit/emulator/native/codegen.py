@@ -15,12 +15,11 @@ from megamoe_jit.emulator.isa.memory import Access, access_of
 from megamoe_jit.emulator.isa.table import ALL_LANES, Kind, Op, unsupported
 from megamoe_jit.emulator.memory.spaces import RANK_SHIFT, SHARED_WINDOW
 from megamoe_jit.emulator.native.binding import Binding
-from megamoe_jit.emulator.native.calls import ACCESS_HELPERS
 from megamoe_jit.emulator.native.context import FaultSpace
 from megamoe_jit.emulator.native.fields import context
 from megamoe_jit.emulator.native.forms import Forms
 from megamoe_jit.emulator.native.ir import Body, Val, module_text
-from megamoe_jit.emulator.native.memory_helpers import ADDRESSES
+from megamoe_jit.emulator.native.memory_helpers import ACCESS_HELPERS, ADDRESSES
 from megamoe_jit.emulator.native.ops import LANES
 from megamoe_jit.emulator.native.values import Values
 from megamoe_jit.emulator.parser.cfg import Block

@@ -37,6 +37,16 @@ lane's access; space: FaultSpace of the instruction; site: number of the instruc
 access memory; out: [32] pointers, written for `lanes`.
 """
 
+ACCESS_HELPERS = {
+    FaultSpace.GENERIC: "emu_access_generic",
+    FaultSpace.GLOBAL: "emu_access_global",
+    FaultSpace.SHARED: "emu_access_shared",
+    FaultSpace.SHARED_CLUSTER: "emu_access_shared",
+    FaultSpace.LOCAL: "emu_access_local",
+    FaultSpace.PARAM: "emu_access_param",
+}
+"""Which helper checks accesses to a space; those of SHARED and LOCAL have a `_narrow` twin for 32-bit addresses."""
+
 
 def memory_helpers() -> list[Body]:
     """Return all of them."""

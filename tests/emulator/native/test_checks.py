@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from megamoe_jit.emulator.machine.state import Warp
-from megamoe_jit.emulator.native.calls import load, store
 from megamoe_jit.emulator.native.context import RACE_CAPACITY, FaultSpace, RaceKind
 from megamoe_jit.emulator.native.shadow_layout import (
     ASYNC,
@@ -19,6 +18,7 @@ from megamoe_jit.emulator.native.shadow_layout import (
     SharedShadow,
     pack_write,
 )
+from tests.emulator.native.calls import load, store
 from tests.emulator.native.harness import SHARED_BASE, Bench, kernel_text
 
 NUM_WARPS = 3

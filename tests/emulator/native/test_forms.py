@@ -43,21 +43,16 @@ def shapes(opcode: str) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     op = find(opcode)
     assert op is not None
 
-    def possible(types: Any, counts: range) -> list[tuple[str, ...]]:
-        found = []
-        for count in counts:
-            try:
-                found.append(types(count))
-            except (UnsupportedError, AssertionError, KeyError, IndexError, ValueError):
-                continue
-        return [types for types in found if all(type == "b128" or type in VALUE_TYPE for type in types)]
+    def possible(types: Any, count: int) -> list[tuple[str, ...]]:
+        try:
+            found = types(count)
+        except (UnsupportedError, AssertionError, KeyError, IndexError, ValueError):
+            return []
+        return [found] if all(type == "b128" or type in VALUE_TYPE for type in found) else []
 
-    sources = possible(op.src_types, range(9))
-    found = []
-    for dst in possible(op.dst_types, range(1, 9)):
-        for src in sources:
-            if _is_taken(opcode, dst, src):
-                found.append((dst, src))
+    destinations = [types for count in range(1, 9) for types in possible(op.dst_types, count)]
+    sources = [types for count in range(9) for types in possible(op.src_types, count)]
+    found = [(dst, src) for dst in destinations for src in sources if _is_taken(opcode, dst, src)]
     assert found, f"{opcode}: no operands fit"
     return found
 

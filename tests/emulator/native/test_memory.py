@@ -11,8 +11,8 @@ import pytest
 from megamoe_jit.emulator.machine.engine import StopKind
 from megamoe_jit.emulator.memory.allocations import Allocations
 from megamoe_jit.emulator.memory.spaces import LOCAL_WINDOW, SHARED_WINDOW
-from megamoe_jit.emulator.native.calls import load, store
 from megamoe_jit.emulator.native.context import FaultKind, FaultSpace
+from tests.emulator.native.calls import load, store
 from tests.emulator.native.harness import SHARED_BASE, Bench, fault, finish, kernel_text
 
 RNG = np.random.default_rng(5)

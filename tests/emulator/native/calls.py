@@ -1,4 +1,4 @@
-"""The engine's loads and stores, called from Python: the same checks of range, rights and races as in native code."""
+"""Calls the engine's loads and stores: the same checks of range, rights and races as in native code."""
 
 from __future__ import annotations
 
@@ -11,19 +11,10 @@ import numpy.typing as npt
 
 from megamoe_jit.emulator.native.context import NUM_LANES, FaultSpace
 from megamoe_jit.emulator.native.helpers import load_helpers
+from megamoe_jit.emulator.native.memory_helpers import ACCESS_HELPERS
 
 if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.state import Warp
-
-ACCESS_HELPERS = {
-    FaultSpace.GENERIC: "emu_access_generic",
-    FaultSpace.GLOBAL: "emu_access_global",
-    FaultSpace.SHARED: "emu_access_shared",
-    FaultSpace.SHARED_CLUSTER: "emu_access_shared",
-    FaultSpace.LOCAL: "emu_access_local",
-    FaultSpace.PARAM: "emu_access_param",
-}
-"""Which helper checks accesses to a space; those of SHARED and LOCAL have a `_narrow` twin for 32-bit addresses."""
 
 
 @functools.cache
