@@ -39,6 +39,11 @@ __device__ __forceinline__ uint32_t wait_empty(const comm::Watchdog& watchdog, R
     return ptx::smem_address(&barriers.full[cursor.stage]);
 }
 
+// Loader, at its end: waits until every stage has been released, so that no arrival is still on its way when the block leaves.
+__device__ __forceinline__ void drain(const comm::Watchdog& watchdog, RingBarriers& barriers, RingCursor cursor) {
+    for (uint32_t i = 0; i < config::kNumStages; ++i, cursor.advance()) wait_empty(watchdog, barriers, cursor);
+}
+
 // Consumer: waits until the stage's data is there.
 __device__ __forceinline__ void wait_full(const comm::Watchdog& watchdog, RingBarriers& barriers, const RingCursor& cursor) {
     comm::wait_barrier(watchdog, ptx::smem_address(&barriers.full[cursor.stage]), cursor.phase, comm::WaitFor::kStageFull, cursor.stage);

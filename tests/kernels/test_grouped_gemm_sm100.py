@@ -22,9 +22,6 @@ from megamoe_jit.ops.gemm import (
     run_nvfp4_grouped_gemm,
     scaled_grouped_gemm,
 )
-from megamoe_jit.reference.compare import rel_l2
-
-BF16_ROUNDING = 2.0**-9
 
 
 def quantized(recipe: str, x: torch.Tensor, w: torch.Tensor) -> tuple[QuantizedTensor, QuantizedTensor]:
@@ -70,11 +67,11 @@ def run(
 
 
 def assert_rounded_once(y: torch.Tensor, exact: torch.Tensor) -> None:
-    """Hold y to the float64 sums, rounded to BF16; FP32 sums that are truncated may move a rounding by one step."""
-    error = (y.double() - exact).abs()
-    scale = exact.abs().amax(-1, keepdim=True)
-    assert bool((error <= exact.abs() * BF16_ROUNDING * 1.01 + scale * 1e-5).all())
-    assert rel_l2(y, exact.bfloat16().double()) < 1e-3
+    """Hold y to the float64 sums rounded to BF16; next to a tie, one step to the other side is right."""
+    rounded = exact.bfloat16()
+    differs = y != rounded
+    assert differs.double().mean() < 1e-3
+    assert bool(((y.double() - exact).abs() <= exact.abs() * 2.0**-8 * 1.001)[differs].all())
 
 
 @pytest.mark.parametrize("cta_group", [1, 2])

@@ -31,6 +31,7 @@ __device__ __forceinline__ void load(const gemm::Context& ctx) {
                 ptx::tma_load_2d(ptx::smem_address(ctx.smem.tokens_sf[stage][atom]), &ctx.maps.tokens_sf, 0, (tile.sf_block + atom) * config::kKWords + word, full);
         }
     });
+    pipeline::drain(ctx.watchdog, ctx.smem.ring, cursor);
 }
 
 }  // namespace roles

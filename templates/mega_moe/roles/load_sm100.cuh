@@ -48,6 +48,7 @@ __device__ __forceinline__ void load(const mega_moe::Context& ctx) {
             load_tile<false>(ctx, tile, cursor);
         }
     });
+    pipeline::drain(ctx.watchdog, ctx.smem.ring, cursor);
 }
 
 }  // namespace roles
