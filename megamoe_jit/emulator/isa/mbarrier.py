@@ -6,7 +6,7 @@ is .cta, and all code relies on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from megamoe_jit.emulator.isa.decode import Decode, lanes_of
 from megamoe_jit.emulator.isa.lanes import Calc, Lanes
+from megamoe_jit.emulator.isa.scalars import address_of, lane_list, value_of
 from megamoe_jit.emulator.isa.table import Form, handler, pure
 from megamoe_jit.emulator.machine.engine import Handler
 from megamoe_jit.emulator.machine.mbarrier import MAX_COUNT, Mbarrier
@@ -130,6 +131,8 @@ def _arrive(d: Decode, *, with_tx: bool) -> Handler:
     at = 1 if d.count > 1 or with_tx else 0
     addresses = d.address(at)
     extra = d.value(at + 1, np.uint32) if d.count > at + 1 else None
+    one_address = address_of(d, at)
+    one_extra = value_of(d, at + 1, 4) if d.count > at + 1 else None
     if with_tx and extra is None:
         raise UnsupportedError(f"{d.instruction.text} needs a transaction count.")
     space = form["space"]
@@ -139,43 +142,39 @@ def _arrive(d: Decode, *, with_tx: bool) -> Handler:
         drops=form["how"] == "arrive_drop",
     )
 
+    def run_one(warp: Warp, lane: int) -> None:
+        barrier = barrier_at(warp, one_address(warp, lane), space, lane)
+        operand = one_extra(warp, lane) if one_extra is not None else 1
+        if with_tx:
+            barrier.expect_tx(operand, by=warp)
+        elif not 1 <= operand <= MAX_COUNT:
+            warp.machine.fault("argument", f"{operand} arrivals; 1 to {MAX_COUNT} are possible.", by=warp)
+        token = barrier.arrive(
+            1 if with_tx else operand,
+            by=warp,
+            release=arrival.releases,
+            no_complete=arrival.no_complete,
+            drop=arrival.drops,
+        )
+        if wants_state and write_state is not None:
+            write_state(warp, 1 << lane, np.uint64(token))
+
     def run(warp: Warp, mask: int) -> Outcome:
-        where = addresses(warp)
-        operands = extra(warp) if extra is not None else None
-        lanes = lanes_of(mask).tolist()
-        tokens = np.zeros(32, np.uint64) if wants_state else None
-        if (
-            len(lanes) > 1
-            and not with_tx
-            and tokens is None
-            and _arrive_together(warp, where, operands, lanes, space, arrival)
-        ):
-            return None
+        lanes = lane_list(mask)
+        if len(lanes) > 1 and not with_tx and not wants_state:
+            where, operands = addresses(warp), extra(warp) if extra is not None else None
+            if _arrive_together(warp, where, operands, lanes, space, arrival):
+                return None
         for lane in lanes:
-            barrier = barrier_at(warp, int(where[lane]), space, lane)
-            operand = int(operands[lane]) if operands is not None else 1
-            count = 1 if with_tx else operand
-            if with_tx:
-                barrier.expect_tx(operand, by=warp)
-            if not 1 <= count <= MAX_COUNT:
-                warp.machine.fault("argument", f"{count} arrivals; 1 to {MAX_COUNT} are possible.", by=warp)
-            token = barrier.arrive(
-                count,
-                by=warp,
-                release=arrival.releases,
-                no_complete=arrival.no_complete,
-                drop=arrival.drops,
-            )
-            if tokens is not None:
-                tokens[lane] = token
-        if tokens is not None and write_state is not None:
-            write_state(warp, mask, tokens)
+            run_one(warp, lane)
         return None
 
     return run
 
 
-def _arrive_together(warp: Warp, where: Any, operands: Any, lanes: list[int], space: str, arrival: _Arrival) -> bool:
+def _arrive_together(
+    warp: Warp, where: Any, operands: Any, lanes: Sequence[int], space: str, arrival: _Arrival
+) -> bool:
     """Arrive at once when all lanes arrive at one barrier and no phase ends between two of them."""
     first = int(where[lanes[0]])
     if any(int(where[lane]) != first for lane in lanes):
@@ -239,8 +238,9 @@ def mbarrier_wait(d: Decode) -> Handler:
     form = d.form
     suspends, by_parity = form["wait"] == "try_wait", bool(form["parity"])
     acquires = form["semantics"] != "relaxed"
-    done, addresses, space = d.write(0, np.uint8), d.address(1), form["space"]
+    done, addresses, space, pc = d.write(0, np.uint8), d.address(1), form["space"], d.pc
     phases = d.value(2, np.uint32 if by_parity else np.uint64)
+    one_address, one_phase = address_of(d, 1), value_of(d, 2, 4 if by_parity else 8)
 
     def is_over(warp: Warp, barrier: Mbarrier, phase: int) -> bool:
         if by_parity and phase > 1:
@@ -253,13 +253,29 @@ def mbarrier_wait(d: Decode) -> Handler:
             warp.machine.checks.mbarrier_observe(barrier, warp, acquire=acquires)
         return over
 
+    def answer(warp: Warp, mask: int, verdicts: Any, waited: tuple[Mbarrier, ...]) -> Outcome:
+        if waited and suspends and not warp.timed_out & mask and not np.any(verdicts):
+            warp.machine.counters.barrier_waits += 1
+            return Park(waited, can_time_out=True)
+        warp.timed_out &= ~mask
+        done(warp, mask, verdicts)
+        if waited and not np.any(verdicts):
+            warp.polls[pc] = _Asked(waited[0], warp.ctx.executed)
+            return Yield(spin=True)
+        warp.spins = 0
+        return None
+
     def run(warp: Warp, mask: int) -> Outcome:
+        if mask & (mask - 1) == 0:
+            lane = mask.bit_length() - 1
+            barrier = barrier_at(warp, one_address(warp, lane), space, lane)
+            over = is_over(warp, barrier, one_phase(warp, lane))
+            return answer(warp, mask, np.uint8(over), () if over else (barrier,))
         where, wanted = addresses(warp), phases(warp)
-        lanes = lanes_of(mask).tolist()
         answers: dict[tuple[int, int], bool] = {}
         waited: dict[int, Mbarrier] = {}
         verdicts = np.zeros(32, np.uint8)
-        for lane in lanes:
+        for lane in lanes_of(mask).tolist():
             key = (int(where[lane]), int(wanted[lane]))
             if key not in answers:
                 barrier = barrier_at(warp, key[0], space, lane)
@@ -267,19 +283,21 @@ def mbarrier_wait(d: Decode) -> Handler:
                 if not answers[key]:
                     waited[key[0]] = barrier
             verdicts[lane] = answers[key]
-        if waited and not verdicts.any():
-            if suspends and not warp.timed_out & mask:
-                warp.machine.counters.barrier_waits += 1
-                return Park(tuple(waited.values()), can_time_out=True)
-            warp.timed_out &= ~mask
-            done(warp, mask, verdicts)
-            return Yield(spin=True)
-        warp.timed_out &= ~mask
-        warp.spins = 0
-        done(warp, mask, verdicts)
-        return None
+        return answer(warp, mask, verdicts, tuple(waited.values()))
 
     return run
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question that was answered with "not yet", for reports of deadlocks; turn: `executed` at that time."""
+
+    barrier: Mbarrier
+    turn: int
+
+    def describe(self) -> str:
+        """Say in words what was seen."""
+        return self.barrier.describe()
 
 
 @dataclass(slots=True)

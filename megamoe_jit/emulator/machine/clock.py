@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.queues import AsyncOp
     from megamoe_jit.emulator.machine.state import Warp
 
-TRY_WAIT_TIMEOUT = 1_000_000
+TRY_WAIT_TIMEOUT = 1000
 """Cycles that a `try_wait` without a hint suspends a warp when nothing happens."""
 
 _LATENCY = {"wgmma": 64, "tcgen05.mma": 64, "tcgen05.cp": 32, "tcgen05.commit": 8}

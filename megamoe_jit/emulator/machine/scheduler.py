@@ -33,8 +33,9 @@ _IDLE_CHANCE = 1 / 8
 _OPERATIONS_PER_ROUND = 8
 """Pending operations that run before idle warps are asked again whether they saw anything."""
 
-_QUIET_ROUNDS = 4
-"""Rounds without any change, with time-outs of waits between them, that make a deadlock."""
+_QUIET_ROUNDS = 64
+"""Rounds without any change, with time-outs of waits between them, that make a deadlock: a program may look often, or
+for some microseconds, before it does something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +252,9 @@ class Scheduler:
             warp.awaiting[pc] = mask
         elif isinstance(outcome, Yield):
             _advance(warp, mask, pc + 1)
-            warp.spins += outcome.spin
+            if outcome.spin:
+                warp.spins += 1
+                ctx.tired |= mask  # other lanes of the warp may be who it waits for
         if parked is not None and not isinstance(outcome, Retry):
             self.machine.timeline.waited(warp, parked[1].waitables[0].describe(), parked[2])
         return outcome
