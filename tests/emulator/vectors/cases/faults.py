@@ -50,6 +50,21 @@ def copy(instruction: str, size: int) -> str:
 
 
 SUM = "add.u32 %r5, %r5, %r6;\nadd.u32 %r5, %r5, %r7;\nadd.u32 %r5, %r5, %r8;"
+
+
+def store(x: int, y: int) -> str:
+    """Return a tensor store by thread 0."""
+    return f"""
+        mov.b64 %d3, map;
+        cvta.param.u64 %d3, %d3;
+        mov.s32 %r6, {x};
+        mov.s32 %r7, {y};
+        @%p1 cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%d3, {{%r6, %r7}}], [%r1];
+        cp.async.bulk.commit_group;
+        cp.async.bulk.wait_group 0;
+    """
+
+
 LOAD = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
 BULK = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
 BODIES = {
@@ -71,14 +86,9 @@ BODIES = {
     "tensor_destination": copy(f"mov.u32 %r6, 0;\n{LOAD} [%r1+64], [%d3, {{%r6, %r6}}], [bar];", 128),
     "bulk_source": copy(f"{BULK} [%r1], [%in+8], 16, [bar];", 16),
     "bulk_destination": copy(f"{BULK} [%r1+8], [%in], 16, [bar];", 16),
-    "tensor_store_coordinate": """
-        mov.b64 %d3, map;
-        cvta.param.u64 %d3, %d3;
-        mov.u32 %r6, 1;
-        @%p1 cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%d3, {%r6, %r6}], [%r1];
-        cp.async.bulk.commit_group;
-        cp.async.bulk.wait_group 0;
-    """,
+    "tensor_store_coordinate": store(1, 0),
+    "tensor_store_negative_inner": store(-16, 0),
+    "tensor_store_negative_outer": store(0, -1),
 }
 for _name, _body in BODIES.items():
     FAMILY.add(_name, partial(faulty, _body, _name.replace("_", " ")))
