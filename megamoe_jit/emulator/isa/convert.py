@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from megamoe_jit.emulator.isa import rounding
-from megamoe_jit.emulator.isa.codecs import BF16, F16, TF32, decode, encode
+from megamoe_jit.emulator.isa.codecs import BF16, F16, TF32, decode, encode, is_nan
 from megamoe_jit.emulator.isa.integer import is_signed, larger, smaller
 from megamoe_jit.emulator.isa.lanes import Calc, Lanes
 from megamoe_jit.emulator.isa.table import Form, pure
@@ -217,13 +217,12 @@ def convert_narrowing(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """Round to fewer bits."""
     to, source, mode = form["to"], form["from"], form["round"]
     value = _to_single_or_double(a, source)
-    if form.has("ftz") and source == "f32":
-        value = rounding.flush(value)
+    # .ftz flushes no source here: a direction away from zero shows it.
     if form.has("sat"):
         value = rounding.saturate(value)
     if to == "f32":
         result = rounding.narrow(value, mode)
-        return rounding.flush(result) if form.has("ftz") else result
+        return rounding.flush_tiny(result, rounding.narrow(value * 2.0**64, mode)) if form.has("ftz") else result
     format = _HALVES[to]
     if source != "f64":
         return encode(value, format, mode).trunc("i16")
@@ -259,9 +258,10 @@ def convert_tf32(calc: Calc, form: Form, a: Lanes) -> Lanes:
 
 @pure("cvt.rna{.satfinite}.tf32.f32", dst="b32", src="f32", section=SECTION)
 def convert_tf32_away(calc: Calc, form: Form, a: Lanes) -> Lanes:
-    """Round to tf32, ties away from zero; a NaN is rounded like a number, which is what the hardware does."""
+    """Round to tf32, ties away from zero; a NaN is cut, which may leave an infinity, as on the hardware."""
     bits = a.cast("i32")
-    magnitude = smaller(((bits & 0x7FFFFFFF) + 0x1000) & 0xFFFFE000, bits.const(0x7FFFE000), False)
+    magnitude = bits & 0x7FFFFFFF
+    magnitude = is_nan(bits).where(magnitude, magnitude + 0x1000) & 0xFFFFE000
     if form.has("satfinite"):
         magnitude = magnitude.uge(0x7F800000).where(magnitude - 0x2000, magnitude)
     return magnitude | (bits & 0x80000000)

@@ -64,14 +64,16 @@ def maximum(calc: Calc, form: Form, *values: Lanes) -> Lanes:
 
 @pure("min.f64", dst="f64", src="f64 f64", section=_FLOAT + "min")
 def minimum_double(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
-    """Smaller one."""
-    return extreme(a, b, False, False)
+    """Smaller one; of two NaNs the second, quiet."""
+    result = extreme(a, b, False, False)
+    return rounding.propagate64(result, result)
 
 
 @pure("max.f64", dst="f64", src="f64 f64", section=_FLOAT + "max")
 def maximum_double(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
-    """Larger one."""
-    return extreme(a, b, True, False)
+    """Larger one; of two NaNs the second, quiet."""
+    result = extreme(a, b, True, False)
+    return rounding.propagate64(result, result)
 
 
 def _half(form: Form, a: Lanes, b: Lanes, largest: bool) -> Lanes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from megamoe_jit.emulator.isa import rounding
+from megamoe_jit.emulator.isa import rounding, softfloat
 from megamoe_jit.emulator.isa.codecs import BF16, F16, F32_INFINITY, Format, decode, encode
 from megamoe_jit.emulator.isa.integer import halves, joined
 from megamoe_jit.emulator.isa.lanes import Calc, Lanes
@@ -48,13 +48,22 @@ def _mode(form: Form) -> str:
     return form["round"] or "rn"
 
 
+_SCALED: dict[Scalar, Scalar] = {
+    rounding.multiply: rounding.multiply_scaled,
+    rounding.multiply_add: rounding.multiply_add_scaled,
+    rounding.divide: rounding.divide_scaled,
+}
+"""What tells whether a result is tiny; sums below the normal numbers are exact, and roots are never there."""
+
+
 def _single(form: Form, function: Scalar, *values: Lanes) -> Lanes:
     """Evaluate on f32 with the form's .ftz and .sat."""
     if form.has("ftz"):
         values = tuple(rounding.flush(value) for value in values)
     result = function(*values, _mode(form))
     if form.has("ftz"):
-        result = rounding.flush(result)
+        scaled = _SCALED.get(function)
+        result = rounding.flush_tiny(result, scaled(*values, _mode(form))) if scaled else rounding.flush(result)
     return rounding.saturate(result) if form.has("sat") else result
 
 
@@ -137,29 +146,30 @@ def fma_pair(calc: Calc, form: Form, a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     return per_single(lambda x, y, z: _single(form, rounding.multiply_add, x, y, z), a, b, c)
 
 
-@pure("add{.rn}.f64", dst="f64", src="f64 f64", section=_FLOAT + "add")
+@pure(f"add{_ROUND}.f64", dst="f64", src="f64 f64", section=_FLOAT + "add")
 def add_double(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
-    """Sum, to nearest."""
-    return rounding.propagate64(a + b, a, b)
+    """Sum."""
+    return rounding.propagate64(a + b if _mode(form) == "rn" else softfloat.add(a, b, form["round"]), a, b)
 
 
-@pure("sub{.rn}.f64", dst="f64", src="f64 f64", section=_FLOAT + "sub")
+@pure(f"sub{_ROUND}.f64", dst="f64", src="f64 f64", section=_FLOAT + "sub")
 def sub_double(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
-    """Difference, to nearest."""
-    return rounding.propagate64(a - b, a, b)
+    """Difference."""
+    return rounding.propagate64(a - b if _mode(form) == "rn" else softfloat.add(a, -b, form["round"]), a, b)
 
 
-@pure("mul{.rn}.f64", dst="f64", src="f64 f64", section=_FLOAT + "mul")
+@pure(f"mul{_ROUND}.f64", dst="f64", src="f64 f64", section=_FLOAT + "mul")
 def mul_double(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
-    """Product, to nearest."""
-    return rounding.propagate64(a * b, a, b)
+    """Product."""
+    return rounding.propagate64(a * b if _mode(form) == "rn" else softfloat.multiply(a, b, form["round"]), a, b)
 
 
-@pure("fma.rn.f64", dst="f64", src="f64 f64 f64", section=_FLOAT + "fma")
-@pure("mad.rn.f64", dst="f64", src="f64 f64 f64", section=_FLOAT + "mad")
+@pure("fma{round:.rn|.rz|.rm|.rp}.f64", dst="f64", src="f64 f64 f64", section=_FLOAT + "fma")
+@pure("mad{round:.rn|.rz|.rm|.rp}.f64", dst="f64", src="f64 f64 f64", section=_FLOAT + "mad")
 def fma_double(calc: Calc, form: Form, a: Lanes, b: Lanes, c: Lanes) -> Lanes:
-    """Product plus c, rounded once, to nearest."""
-    return rounding.propagate64(a.fma(b, c), a, b, c)
+    """Product plus c, rounded once."""
+    result = a.fma(b, c) if form["round"] == "rn" else softfloat.fused(a, b, c, form["round"])
+    return rounding.propagate64(result, a, c, b)
 
 
 def _half_ftz(form: Form) -> bool:
@@ -241,7 +251,7 @@ def div(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
 @pure("rcp{round:.rn|.rz|.rm|.rp}{.ftz}.f32", dst="f32", src="f32", section=_FLOAT + "rcp")
 def rcp(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """Reciprocal."""
-    return _single(form, lambda x, mode: rounding.divide(x.const(1.0), x, mode), a)
+    return _single(form, rounding.divide, a.const(1.0), a)
 
 
 @pure("sqrt{round:.rn|.rz|.rm|.rp}{.ftz}.f32", dst="f32", src="f32", section=_FLOAT + "sqrt")
@@ -250,22 +260,24 @@ def sqrt(calc: Calc, form: Form, a: Lanes) -> Lanes:
     return _single(form, rounding.root, a)
 
 
-@pure("div.rn.f64", dst="f64", src="f64 f64", section=_FLOAT + "div")
+@pure("div{round:.rn|.rz|.rm|.rp}.f64", dst="f64", src="f64 f64", section=_FLOAT + "div")
 def div_double(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
-    """Quotient, to nearest."""
-    return rounding.propagate64(a / b, a, b)
+    """Quotient."""
+    result = a / b if form["round"] == "rn" else softfloat.divide(a, b, form["round"])
+    return rounding.propagate64(result, b, a)
 
 
-@pure("rcp.rn.f64", dst="f64", src="f64", section=_FLOAT + "rcp")
+@pure("rcp{round:.rn|.rz|.rm|.rp}.f64", dst="f64", src="f64", section=_FLOAT + "rcp")
 def rcp_double(calc: Calc, form: Form, a: Lanes) -> Lanes:
-    """Reciprocal, to nearest."""
-    return rounding.propagate64(1.0 / a, a)
+    """Reciprocal."""
+    one = a.const(1.0)
+    return rounding.propagate64(one / a if form["round"] == "rn" else softfloat.divide(one, a, form["round"]), a)
 
 
-@pure("sqrt.rn.f64", dst="f64", src="f64", section=_FLOAT + "sqrt")
+@pure("sqrt{round:.rn|.rz|.rm|.rp}.f64", dst="f64", src="f64", section=_FLOAT + "sqrt")
 def sqrt_double(calc: Calc, form: Form, a: Lanes) -> Lanes:
-    """Square root, to nearest."""
-    return rounding.propagate64(a.sqrt(), a)
+    """Square root."""
+    return rounding.propagate64(a.sqrt() if form["round"] == "rn" else softfloat.root(a, form["round"]), a)
 
 
 # Signs and classes.
@@ -277,45 +289,54 @@ def _bits(value: Lanes) -> Lanes:
 
 @pure("neg{.ftz}.f32", dst="f32", src="f32", section=_FLOAT + "neg")
 def neg(calc: Calc, form: Form, a: Lanes) -> Lanes:
-    """Flip the sign, of a NaN too."""
+    """Flip the sign."""
     a = rounding.flush(a) if form.has("ftz") else a
-    return (a.cast("i32") ^ 0x80000000).cast("f32")
+    return rounding.canonical((a.cast("i32") ^ 0x80000000).cast("f32"))
 
 
 @pure("abs{.ftz}.f32", dst="f32", src="f32", section=_FLOAT + "abs")
 def absolute(calc: Calc, form: Form, a: Lanes) -> Lanes:
-    """Clear the sign, of a NaN too."""
-    a = rounding.flush(a) if form.has("ftz") else a
-    return (a.cast("i32") & 0x7FFFFFFF).cast("f32")
-
-
-@pure("neg.f64", dst="b64", src="b64", section=_FLOAT + "neg")
-def neg_double(calc: Calc, form: Form, a: Lanes) -> Lanes:
-    """Flip the sign."""
-    return a ^ rounding.SIGN64
-
-
-@pure("abs.f64", dst="b64", src="b64", section=_FLOAT + "abs")
-def abs_double(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """Clear the sign."""
-    return a & (rounding.SIGN64 - 1)
+    a = rounding.flush(a) if form.has("ftz") else a
+    return rounding.canonical(a.abs())
 
 
-def _flush_code(code: Lanes) -> Lanes:
-    """Make zero of an f16 subnormal's code (i32)."""
-    return (code & 0x7C00).eq(0).where(code & 0x8000, code)
+@pure("neg.f64", dst="f64", src="f64", section=_FLOAT + "neg")
+def neg_double(calc: Calc, form: Form, a: Lanes) -> Lanes:
+    """Flip the sign, but not of a NaN."""
+    return rounding.propagate64(-a, a)
+
+
+@pure("abs.f64", dst="f64", src="f64", section=_FLOAT + "abs")
+def abs_double(calc: Calc, form: Form, a: Lanes) -> Lanes:
+    """Clear the sign, but not of a NaN."""
+    return rounding.propagate64(a.abs(), a)
+
+
+def _signed_half(form: Form, a: Lanes, change: Callable[[Lanes], Lanes]) -> Lanes:
+    """Change the sign of half codes (i32); a NaN becomes the one that arithmetic gives."""
+    format = half_format(form.type)
+    assert format.infinity is not None, "f16 and bf16 have one"
+    infinity = format.infinity
+
+    def scalar(code: Lanes) -> Lanes:
+        if form.has("ftz"):
+            code = (code & 0x7C00).eq(0).where(code & 0x8000, code)
+        return (code & 0x7FFF).ugt(infinity).where(format.nan, change(code))
+
+    return per_half(form.type, scalar, a)
 
 
 @pure("neg{.ftz}.<type>", types=HALF_TYPES, dst="<type>", src="<type>", where=_half_ftz, section=_HALF + "neg")
 def neg_half(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """Flip the sign."""
-    return per_half(form.type, lambda x: (_flush_code(x) if form.has("ftz") else x) ^ 0x8000, a)
+    return _signed_half(form, a, lambda code: code ^ 0x8000)
 
 
 @pure("abs{.ftz}.<type>", types=HALF_TYPES, dst="<type>", src="<type>", where=_half_ftz, section=_HALF + "abs")
 def abs_half(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """Clear the sign."""
-    return per_half(form.type, lambda x: (_flush_code(x) if form.has("ftz") else x) & 0x7FFF, a)
+    return _signed_half(form, a, lambda code: code & 0x7FFF)
 
 
 @pure("copysign.<type>", types="f32 f64", dst="<type>", src="<type> <type>", section=_FLOAT + "copysign")

@@ -192,11 +192,11 @@ def div(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
 
 @pure("rem.<type>", types=INTEGERS, dst="<type>", src="<type> <type>", section=_ARITHMETIC + "rem")
 def rem(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
-    """Remainder with the dividend's sign. The dividend for a zero divisor, which the manual leaves open."""
+    """Remainder with the dividend's sign. All ones for a zero divisor, which the manual leaves open."""
     zero = b.eq(0)
     if not is_signed(form.type):
-        return zero.where(a, a.urem(zero.where(1, b)))
-    return zero.where(a, a.srem((zero | b.eq(-1)).where(1, b)))
+        return zero.where(-1, a.urem(zero.where(1, b)))
+    return zero.where(-1, a.srem((zero | b.eq(-1)).where(1, b)))
 
 
 @pure("abs.<type>", types="s16 s32 s64", dst="<type>", src="<type>", section=_ARITHMETIC + "abs")

@@ -23,6 +23,16 @@ def flush(value: Lanes) -> Lanes:
     return (bits & F32_INFINITY).eq(0).where(bits & F32_SIGN, bits).cast("f32")
 
 
+def flush_tiny(result: Lanes, scaled: Lanes) -> Lanes:
+    """Make a zero with the same sign of an f32 result that is tiny: `scaled` is 2**64 times the result.
+
+    The hardware looks at the result rounded to 24 bits wherever it is, so what gradual underflow would round up to the
+    smallest normal number may be tiny nevertheless.
+    """
+    bits = result.cast("i32")
+    return scaled.abs().compare("olt", 2.0**-62).where(bits & F32_SIGN, bits).cast("f32")
+
+
 def saturate(value: Lanes) -> Lanes:
     """Clamp a float to [0, 1]; NaN and -0 become +0."""
     positive = value.compare("ogt", 0.0).where(value, 0.0)
@@ -118,6 +128,21 @@ def divide(a: Lanes, b: Lanes, rounding: str) -> Lanes:
     if rounding == "rn":
         return canonical(a / b)
     return canonical(narrow(quotient_odd(a.widen(), b.widen()), rounding))
+
+
+def multiply_scaled(a: Lanes, b: Lanes, rounding: str) -> Lanes:
+    """2**64 times the product, for `flush_tiny`: too large where the product is not tiny."""
+    return multiply(a * 2.0**32, b * 2.0**32, rounding)
+
+
+def multiply_add_scaled(a: Lanes, b: Lanes, c: Lanes, rounding: str) -> Lanes:
+    """2**64 times a * b + c, for `flush_tiny`."""
+    return multiply_add(a * 2.0**32, b * 2.0**32, c * 2.0**64, rounding)
+
+
+def divide_scaled(a: Lanes, b: Lanes, rounding: str) -> Lanes:
+    """2**64 times the quotient, for `flush_tiny`."""
+    return divide(a * 2.0**64, b, rounding)
 
 
 def root(a: Lanes, rounding: str) -> Lanes:

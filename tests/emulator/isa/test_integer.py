@@ -29,7 +29,7 @@ def quotient(a: int, b: int) -> int:
 
 
 def remainder(a: int, b: int) -> int:
-    return a if b == 0 else abs(a) % abs(b) * (-1 if a < 0 else 1)
+    return -1 if b == 0 else abs(a) % abs(b) * (-1 if a < 0 else 1)
 
 
 BINARY: dict[str, Callable[[int, int, int], int]] = {
