@@ -148,7 +148,9 @@ __device__ __forceinline__ void quantize_chunk(const Epilogue& e, uint32_t first
 #pragma unroll
             for (uint32_t c = 0; c < 2; ++c) {
                 scale[c] = group_scale(amax[sub][block][c], e.smem.acts_scale[column + c]);
-                if (lane < 4) e.smem.tile_sf[column + c][(warp * kSubBlocks + sub) * 16 / config::kGranK] = uint8_t(scale[c].code);
+                // One writer a group: of two warps, or of two sub-blocks, the first.
+                const bool is_first = config::kGranK == 16 || (kSubBlocks == 1 ? warp % 2 == 0 : sub == 0);
+                if (lane < 4 && is_first) e.smem.tile_sf[column + c][(warp * kSubBlocks + sub) * 16 / config::kGranK] = uint8_t(scale[c].code);
             }
 #pragma unroll
             for (uint32_t p = 0; p < 2; ++p) {
