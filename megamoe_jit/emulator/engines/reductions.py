@@ -36,28 +36,33 @@ def bits_dtype(type_: str) -> np.dtype[Any]:
 
 
 @functools.cache
-def combination(operation: str, type_: str, *, flushes: bool = False) -> Combine:
+def combination(operation: str, type_: str, *, flushes: bool = False, keeps_nan: bool = False) -> Combine:
     """Return `(old, operand) -> new` on bit patterns of `bits_dtype(type_)`.
 
-    `operation` is add, min, max, inc, dec, and, or, xor or exch. `flushes`: f32 subnormals, of inputs and of the
-    result, become zeros of their sign.
+    Args:
+        operation: add, min, max, inc, dec, and, or, xor or exch.
+        type_: of PTX.
+        flushes: f32 subnormals, of inputs and of the result, become zeros of their sign.
+        keeps_nan: f64 sums with a NaN are that NaN, a signalling one too. Global memory does that (measured on an
+            H200); sums in shared memory are the SM's, which makes NaNs quiet.
     """
     scalar = type_.removesuffix("x2")
     if operation in _BITWISE:
         return _BITWISE[operation]
     if scalar in ("f16", "bf16", "f32", "f64"):
-        return _float_combination(operation, scalar, flushes)
+        combine = _float_combination(operation, scalar, flushes)
+        return _keeping_nan(combine) if keeps_nan and type_ == "f64" else combine
     if operation in ("inc", "dec"):
         return _increment if operation == "inc" else _decrement
     kind = np.dtype(f"{'i' if scalar[0] == 's' else 'u'}{item_bytes(scalar)}")
     function: np.ufunc = {"add": np.add, "min": np.minimum, "max": np.maximum}[operation]
     unsigned = bits_dtype(scalar)
 
-    def combine(old: Bits, operand: Bits) -> Bits:
+    def whole(old: Bits, operand: Bits) -> Bits:
         result: Bits = function(old.view(kind), operand.view(kind)).view(unsigned)
         return result
 
-    return combine
+    return whole
 
 
 def accumulates(operation: str, type_: str) -> np.ufunc | None:
@@ -112,6 +117,14 @@ def _float_combination(operation: str, type_: str, flushes: bool) -> Combine:
                 wide = _flush(wide)
             bits = narrow(wide)
         return bits if nan is None else np.where(np.isnan(wide), bits.dtype.type(nan), bits)
+
+    return combine
+
+
+def _keeping_nan(add: Combine) -> Combine:
+    def combine(old: Bits, operand: Bits) -> Bits:
+        is_nan = np.isnan(operand.view(np.float64))
+        return np.where(np.isnan(old.view(np.float64)), old, np.where(is_nan, operand, add(old, operand)))
 
     return combine
 

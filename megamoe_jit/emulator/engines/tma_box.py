@@ -185,18 +185,29 @@ class Box:
 
     __slots__ = ("_shape", "layout", "map", "regions")
 
-    def __init__(self, map_: TensorMap, coordinates: Sequence[int], *, gather: bool = False) -> None:
-        """Place the box at `coordinates`, innermost first; with `gather` they are a column and four rows."""
+    def __init__(
+        self, map_: TensorMap, coordinates: Sequence[int], *, gather: bool = False, whole_chunks: bool = False
+    ) -> None:
+        """Place the box at `coordinates`, innermost first.
+
+        Args:
+            map_: the tensor.
+            coordinates: of the first element; with `gather` a column and four rows.
+            gather: whether this is gather4 or scatter4.
+            whole_chunks: whether rows of the tensor end at a multiple of 16 bytes, as stores see it: an H200 writes
+                16 bytes or none, so that up to 15 behind a row's end are written too.
+        """
         self.map = map_
         self.layout = box_layout(map_, gather)
         self._shape = (GATHER_ROWS,) if gather else self.layout.counts[:0:-1]
+        extents = (-(-map_.dims[0] // _chunk(map_)) * _chunk(map_), *map_.dims[1:]) if whole_chunks else map_.dims
         if gather:
             column, *rows = coordinates
             counts = self.layout.counts
-            found = (_region(map_, counts, (column, row), slice(at, at + 1)) for at, row in enumerate(rows))
+            found = (_region(map_, extents, counts, (column, row), slice(at, at + 1)) for at, row in enumerate(rows))
             self.regions = tuple(region for region in found if region is not None)
         else:
-            region = _region(map_, self.layout.counts, coordinates, None)
+            region = _region(map_, extents, self.layout.counts, coordinates, None)
             self.regions = () if region is None else (region,)
 
     def load(self, memory: Sequence[Bytes]) -> Bytes:
@@ -234,14 +245,30 @@ class Box:
         return payload.reshape(*self._shape, self.layout.row_bytes)
 
 
-def _region(map_: TensorMap, counts: tuple[int, ...], coordinates: Sequence[int], row: slice | None) -> Region | None:
-    """Return the part of the box at `coordinates` inside the tensor, None when there is none; `row`: where it goes."""
+def ends_in_chunk(map_: TensorMap) -> bool:
+    """Whether rows of the tensor end within 16 bytes that a store writes as a whole."""
+    return map_.dims[0] % _chunk(map_) != 0
+
+
+def _chunk(map_: TensorMap) -> int:
+    """Return how many elements are written together."""
+    return PADDED_BOX if map_.element.is_padded else 8 * _CHUNK // map_.element.bits
+
+
+def _region(
+    map_: TensorMap,
+    extents: tuple[int, ...],
+    counts: tuple[int, ...],
+    coordinates: Sequence[int],
+    row: slice | None,
+) -> Region | None:
+    """Return the part of the box at `coordinates` inside `extents`, None when there is none; `row`: where it goes."""
     steps = (1, *map_.element_strides[1:])
     start, span = map_.address, 1
     shape, strides, place = [], [], []
     sizes = (0, *map_.byte_strides)
     for axis in range(map_.rank):
-        at, step, extent = coordinates[axis], steps[axis], map_.dims[axis]
+        at, step, extent = coordinates[axis], steps[axis], extents[axis]
         low = max(0, -(at // step)) if at < 0 else 0
         high = min(counts[axis], -(-(extent - at) // step))
         if low >= high:
@@ -296,9 +323,12 @@ def refuse_copy(
     element, column = map_.element, coordinates[0]
     if element.is_padded and column % PADDED_BOX:
         return f"coordinate {column} of dimension 0, and {element.value} needs a multiple of {PADDED_BOX}."
-    if element is Element.PACKED_U4 and column % 2:
-        return f"coordinate {column} of dimension 0 is odd, and {element.value} holds two values a byte."
-    if is_store and any(coordinate < 0 for coordinate in coordinates):
+    if column % _chunk(map_):  # an H200 stops there too
+        return (
+            f"coordinate {column} of dimension 0 is at byte {column * element.bits / 8:g} of a row, and a box begins "
+            f"at a multiple of {_CHUNK} bytes. Use a multiple of {_chunk(map_)} elements."
+        )
+    if is_store and any(coordinate < 0 for coordinate in coordinates):  # an H200 stops there too
         return f"coordinates {tuple(coordinates)}, and copies to global memory take no negative ones."
     if is_store and element is Element.PADDED_U4:
         return f"{element.value} can be loaded only. Store the packed type."

@@ -225,10 +225,10 @@ class _Target:
         self.scope: Scope = found["scope"] or "gpu"  # type: ignore[assignment]
         self.dtype = bits_dtype(type_)
         self.is_cas = operation == "cas"
-        # Global memory flushes subnormals of f32 sums, shared memory does not.
-        is_sum = operation == "add" and type_ == "f32"
         self.combine: Combine = combination("exch" if self.is_cas else operation, type_)
-        self.combine_global: Combine = combination(operation, type_, flushes=True) if is_sum else self.combine
+        self.combine_global = self.combine
+        if operation == "add" and type_ in ("f32", "f64"):  # done elsewhere than those in shared memory
+            self.combine_global = combination(operation, type_, flushes=True, keeps_nan=True)
         self.accumulate = None if self.is_cas else accumulates(operation, type_)
 
     def apply(self, warp: Warp, addresses: Addresses, values: Bits, swaps: Bits | None) -> tuple[Bits, bool]:

@@ -303,7 +303,7 @@ def cp_reduce_async_bulk(d: Decode) -> Handler:
         raise UnsupportedError(f"{d.form.opcode}: .{operation} of {direction} takes no {type_ or 'missing type'}.")
     if (operation == "add" and type_ in ("f16", "bf16")) != bool(found["subnormals"]) and type_ != "f32":
         raise UnsupportedError(f"{d.form.opcode}: .noftz belongs to .add of .f16 and .bf16.")
-    combine, dtype = combination(operation, type_), bits_dtype(type_)
+    combine, dtype = combination(operation, type_, keeps_nan=is_store), bits_dtype(type_)
     check_operands(d, (3 if is_store else 4) + bool(found["hint"]))
     reads = [address_of(d, 0), address_of(d, 1), value_of(d, 2, 4)]
     barrier = None if is_store else address_of(d, 3)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from megamoe_jit.emulator.engines.copies import Bytes, Signal, Site, signal_at, submit_load, submit_store
 from megamoe_jit.emulator.engines.reductions import Combine, combination
-from megamoe_jit.emulator.engines.tma_box import SMEM_ALIGNMENT, Box, Region, refuse_copy
+from megamoe_jit.emulator.engines.tma_box import SMEM_ALIGNMENT, Box, Region, ends_in_chunk, refuse_copy
 from megamoe_jit.emulator.isa import qualifiers
 from megamoe_jit.emulator.isa.bulk import check_operands, constant, destinations, owner, site_of
 from megamoe_jit.emulator.isa.decode import Decode, lanes_of, one_lane
@@ -161,6 +161,11 @@ def _box(
     )
     if reason is not None:
         site.refuse(warp, f"{reason} ({map_.describe()})", kind="misaligned" if smem % SMEM_ALIGNMENT else "argument")
+    if form.direction == _STORE and ends_in_chunk(map_):
+        box = Box(map_, coordinates, gather=form.is_gather, whole_chunks=True)
+        find = warp.machine.allocations.find
+        if all(find(region.start, region.span) is not None for region in box.regions):
+            return box  # else what lies behind the allocation is nobody's
     return Box(map_, coordinates, gather=form.is_gather)
 
 
@@ -307,10 +312,10 @@ def reduce_rows(target: npt.NDArray[Any], operand: npt.NDArray[Any], combine: Co
 # Element type -> PTX type of reductions, by kind of operation.
 _ARITHMETIC = {
     Element.U32: "u32", Element.I32: "s32", Element.U64: "u64", Element.I64: "s64", Element.F16: "f16",
-    Element.BF16: "bf16", Element.F32: "f32", Element.F32_FTZ: "f32",
+    Element.BF16: "bf16", Element.F32: "f32", Element.F32_FTZ: "f32", Element.F64: "f64",
 }  # fmt: skip
 _ALLOWED = {
-    "add": "u32 s32 u64 f32 f16 bf16", "min": "u32 s32 u64 s64 f16 bf16", "max": "u32 s32 u64 s64 f16 bf16",
+    "add": "u32 s32 u64 f32 f64 f16 bf16", "min": "u32 s32 u64 s64 f16 bf16", "max": "u32 s32 u64 s64 f16 bf16",
     "inc": "u32", "dec": "u32", "and": "u32 s32 u64 s64", "or": "u32 s32 u64 s64", "xor": "u32 s32 u64 s64",
 }  # fmt: skip
 
@@ -319,7 +324,7 @@ def _combination(warp: Warp, site: Site, operation: str, map_: TensorMap) -> Com
     type_ = _ARITHMETIC.get(map_.element)
     if type_ not in _ALLOWED[operation].split():
         site.refuse(warp, f".{operation} of a tensor takes no {map_.element.value} ({map_.describe()}).")
-    return combination(operation, type_, flushes=map_.element is Element.F32_FTZ)
+    return combination(operation, type_, flushes=map_.element is Element.F32_FTZ, keeps_nan=True)
 
 
 _FIELDS = (

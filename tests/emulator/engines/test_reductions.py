@@ -130,3 +130,12 @@ def test_packed_types_are_two_halves() -> None:
     assert [items_of(type_) for type_ in ("f16x2", "bf16x2", "f16", "u64")] == [2, 2, 1, 1]
     assert [bits_dtype(type_) for type_ in ("f16x2", "bf16", "b16", "s64")] == ["u2", "u2", "u2", "u8"]
     assert combination("add", "f16x2") is not None
+
+
+def test_global_sums_of_f64_keep_a_nan_as_it_is() -> None:
+    one, quiet, signalling = 0x3FF0000000000000, 0xFFF8000000000005, 0x7FF0000000000001
+    pairs = [(one, signalling), (signalling, one), (quiet, signalling), (signalling, quiet), (one, one)]
+    old, operand = (np.array(column, np.uint64) for column in zip(*pairs, strict=True))
+    kept = combination("add", "f64", keeps_nan=True)(old, operand)
+    assert kept.tolist() == [signalling, signalling, quiet, signalling, 0x4000000000000000]
+    assert combination("add", "f64")(old[:1], operand[:1]).tolist() == [0x7FF8000000000001]

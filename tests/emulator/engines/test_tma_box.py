@@ -16,6 +16,7 @@ from megamoe_jit.emulator.engines.tma_box import (
     Box,
     Region,
     box_layout,
+    ends_in_chunk,
     refuse_copy,
     round_to_tf32,
     swizzle_addresses,
@@ -86,7 +87,8 @@ def random_case(rng: random.Random, *, is_store: bool) -> tuple[TensorMap, Tenso
     )
     lowest = 0 if is_store else -1
     columns = rng.choice([0, rng.randint(lowest * 2 * inner, dims[0] + inner)])
-    coordinates = [columns // unit * unit]
+    begin = 128 if element.is_padded else 128 // element.bits
+    coordinates = [columns // begin * begin]
     outer = dims[1:] * (4 if gather else 1)
     coordinates += [rng.choice([0, rng.randint(lowest * 6, extent + 2)]) for extent in outer]
     return map_, tensor, tuple(coordinates), gather
@@ -136,7 +138,8 @@ def test_stores_are_the_oracles(seed: int) -> None:
         for i in range(count):
             at, mask = (bit + i) // 8 - tensor.address, 1 << (bit + i) % 8
             expected[at] = int(expected[at]) & ~mask | (mask if value >> i & 1 else 0)
-    box = Box(map_, coordinates, gather=gather)
+    box = Box(map_, coordinates, gather=gather, whole_chunks=True)
+    assert ends_in_chunk(map_) == (map_.dims[0] * map_.element.bits % 128 != 0)
     box.store(box.layout.gather(smem, base), [tensor.view(region) for region in box.regions])
     assert np.array_equal(tensor.memory, expected)
 
@@ -275,8 +278,14 @@ PADDED: dict[str, Any] = {**BASE, "element": Element.PADDED_U6, "box": (128, 8)}
         ({"box": (64, 8)}, {"smem": 64}, "shared-memory address 0x40 is no multiple of 128"),
         ({"box": (64, 8)}, {"gather": True, "coordinates": (0, 1, 2, 3, 4)}, "box[1]=8, and gather4"),
         ({"box": (64, 1)}, {"gather": True}, "2 coordinates, and this form takes 5"),
+        (
+            {"box": (64, 8)},
+            {"coordinates": (8, 0)},
+            "coordinate 8 of dimension 0 is at byte 8 of a row, and a box begins",
+        ),
+        ({"box": (64, 8)}, {"is_store": True, "coordinates": (8, 0)}, "Use a multiple of 16 elements"),
         ({"box": (64, 8)}, {"is_store": True, "coordinates": (0, -1)}, "(0, -1), and copies to global memory take no"),
-        ({"box": (64, 8), "element": Element.PACKED_U4}, {"coordinates": (3, 0)}, "coordinate 3 of dimension 0 is odd"),
+        ({"box": (64, 8), "element": Element.PACKED_U4}, {"coordinates": (3, 0)}, "is at byte 1.5 of a row"),
         (PADDED, {"coordinates": (64, 0)}, "coordinate 64 of dimension 0, and 16U6_ALIGN16B needs a multiple of 128"),
         (PADDED | {"element": Element.PADDED_U4}, {"is_store": True}, "16U4_ALIGN16B can be loaded only"),
         (PADDED | {"swizzle": Swizzle.B128_ATOM_64B}, {}, "can be stored only"),

@@ -53,9 +53,9 @@ def rows(map_: TensorMap, coordinates: Sequence[int], gather: bool) -> Iterator[
         yield number, [at + k for at, k in zip(coordinates[1:], reversed(index), strict=True)]
 
 
-def element_bit(map_: TensorMap, column: int, outer: list[int]) -> int | None:
-    """Return the bit of global memory at which an element begins, None outside of the tensor."""
-    if not 0 <= column < map_.dims[0]:
+def element_bit(map_: TensorMap, column: int, outer: list[int], columns: int) -> int | None:
+    """Return the bit of global memory at which an element begins, None outside of a tensor of so many columns."""
+    if not 0 <= column < columns:
         return None
     for at, extent in zip(outer, map_.dims[1:], strict=True):
         if not 0 <= at < extent:
@@ -112,7 +112,7 @@ def load(
         for index in range(map_.box[0]):
             elements += 1
             bits = map_.element.bits
-            at = element_bit(map_, coordinates[0] + index, outer)
+            at = element_bit(map_, coordinates[0] + index, outer, map_.dims[0])
             value = out_of_bounds(map_, bits) if at is None else get_bits(read, at, bits)
             if at is not None and map_.element in (Element.TF32, Element.TF32_FTZ):
                 value = as_tf32(value)
@@ -127,15 +127,21 @@ def load(
 def store(
     map_: TensorMap, coordinates: Sequence[int], base: int, read: Read, *, gather: bool = False
 ) -> dict[int, tuple[int, int]]:
-    """Return bit of global memory -> (number of bits, value) of each element that a copy from shared memory writes."""
+    """Return bit of global memory -> (number of bits, value) of each element that a copy from shared memory writes.
+
+    Not from the text: an H200 writes 16 bytes of a row as soon as its first one is inside the tensor.
+    """
     written: dict[int, tuple[int, int]] = {}
+    columns = map_.dims[0]
+    while columns * map_.element.bits % 128:
+        columns += 1
     for number, outer in rows(map_, coordinates, gather):
 
         def shared(address: int, number: int = number) -> int:
             return read(swizzled(map_.swizzle, base + number * pitch(map_) + address))
 
         for index in range(map_.box[0]):
-            at = element_bit(map_, coordinates[0] + index, outer)
+            at = element_bit(map_, coordinates[0] + index, outer, columns)
             if at is not None:
                 bits = map_.element.bits
                 written[at] = bits, get_bits(shared, padded_bit(map_, index, is_store=True), bits)

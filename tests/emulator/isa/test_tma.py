@@ -68,7 +68,7 @@ def reader(memory: Any) -> Any:
 B128 = {"swizzle": Swizzle.B128}
 ROWS = {"dims": (512, 20), "byte_strides": (256,)}
 BOXES: list[tuple[dict[str, Any], tuple[int, ...]]] = [
-    ({"element": Element.U8, "dims": (1000,), "box": (256,)}, (900,)),
+    ({"element": Element.U8, "dims": (1000,), "box": (256,)}, (896,)),
     ({"element": Element.BF16, "dims": (100, 50), "byte_strides": (208,), "box": (64, 8), **B128}, (64, 45)),
     ({"element": Element.F32, "dims": (20, 30, 4), "byte_strides": (80, 2400), "box": (16, 3, 2),
       "swizzle": Swizzle.B64, "oob_fill": OobFill.NAN}, (-4, -1, 3)),
@@ -124,6 +124,20 @@ def test_stores_every_rank_and_type(fields: dict[str, Any], coordinates: tuple[i
     rig.finish()
     assert rig.step(2, 1) is None
     assert np.array_equal(memory, want)
+
+
+@pytest.mark.parametrize(("size", "last"), [(320, 304), (300, 300)])
+def test_stores_write_whole_chunks_where_there_is_memory(size: int, last: int) -> None:
+    rig = Rig(store_text(1), *STORE_WAIT)
+    memory = rig.memory(np.zeros(size, np.uint8))
+    map_ = TensorMap(address=address_of(memory), element=Element.U8, dims=(300,), box=(64,))
+    rig.set(d0=address_of(rig.memory(np.frombuffer(map_.encode(), np.uint8), writable=False)))
+    rig.cta.smem[BASE : BASE + 64] = 7
+    place(rig, (288,))
+    for step in range(3):
+        rig.step(step, 1)
+    rig.finish()
+    assert np.flatnonzero(memory).tolist() == list(range(288, last))
 
 
 GATHER: dict[str, Any] = {
@@ -230,7 +244,7 @@ def test_reductions_of_a_box(element: Element, operation: str) -> None:
     map_, memory = tensor(rig, fields)
     before = memory.copy()
     rig.cta.smem[:] = np.random.default_rng(9).integers(0, 256, len(rig.cta.smem), dtype=np.uint8)
-    coordinates = (5, 16)
+    coordinates = (16 * 8 // element.bits, 16)
     types = {
         "U32": "u32",
         "I32": "s32",
@@ -300,6 +314,8 @@ FIELDS: dict[str, Any] = {"element": Element.U8, "dims": (256, 64), "byte_stride
         (load_text(2, "tile::gather4"), {}, "box[1]=8, and gather4 and scatter4 need a box of one row"),
         (load_text(2), {"d0": 64}, "in no allocation"),
         (load_text(2), {"d0": SHARED_WINDOW + 8192}, "is in shared memory; it must be param, const or global"),
+        (load_text(2), {"r4": 1}, "is at byte 1 of a row, and a box begins at a multiple of 16 bytes"),
+        (store_text(2), {"r4": 8}, "Use a multiple of 16 elements"),
         (store_text(2), {"r5": -1}, "and copies to global memory take no negative ones"),
         (store_text(2), {"r0": shared(BASE, 1)}, "may only name its own"),
         (store_text(2), {"r0": BASE + 64}, "no multiple of 128"),
