@@ -5,7 +5,7 @@ number of its phase, counted from 1) and each chain of asynchronous work (bulk c
 the tensor core of a CTA; the epoch is the number of the group). A clock has rows:
 
 - ORDER: epochs of each actor that happen before what comes next;
-- PROXY: those whose ordinary writes a fence.proxy.async has made visible to the async proxy;
+- SHARED, GLOBAL: those whose ordinary writes to that memory a fence.proxy.async has shown to the async proxy;
 - BEFORE: those that a tcgen05.fence::before_thread_sync has closed, and TENSOR: those of BEFORE that a
   tcgen05.fence::after_thread_sync has taken up. Kernels without tensor memory do not have these two.
 """
@@ -22,7 +22,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.state import Cluster, Cta, Warp
 
-ORDER, PROXY, BEFORE, TENSOR = 0, 1, 2, 3
+ORDER, SHARED, GLOBAL, BEFORE, TENSOR = 0, 1, 2, 3, 4
 Rows: TypeAlias = "npt.NDArray[np.uint32]"
 
 

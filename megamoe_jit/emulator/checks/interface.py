@@ -110,8 +110,8 @@ class Checks(Protocol):
         """`fence.{acquire, release, acq_rel, sc}.scope` or membar."""
         ...
 
-    def fence_proxy(self, warp: Warp) -> None:
-        """`fence.proxy.async` of any kind."""
+    def fence_proxy(self, warp: Warp, space: Literal["", "global", "shared"] = "") -> None:
+        """`fence.proxy.async`, of all memory or of one kind."""
         ...
 
     def fence_mbarrier_init(self, warp: Warp) -> None:

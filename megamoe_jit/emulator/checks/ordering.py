@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from megamoe_jit.emulator.checks import describe, shadow
 from megamoe_jit.emulator.checks.chains import AsyncAccess, Chains
-from megamoe_jit.emulator.checks.clocks import ORDER, PROXY, TENSOR, Actors, Location, WarpClock, reaches
+from megamoe_jit.emulator.checks.clocks import GLOBAL, ORDER, SHARED, TENSOR, Actors, Location, WarpClock, reaches
 from megamoe_jit.emulator.checks.granules import Watched, watch
 from megamoe_jit.emulator.checks.sync import SyncChecks
 from megamoe_jit.emulator.native.shadow_layout import (
@@ -45,7 +45,7 @@ class Checker(SyncChecks):
         """Watch `machine`; its allocations get shadows."""
         self.machine = machine
         self.actors = Actors()
-        self.num_rows = 4 if has_tensor_memory else 2
+        self.num_rows = 5 if has_tensor_memory else 3
         self.capacity = 256
         self.clocks: set[WarpClock] = set()
         self.locations: dict[tuple[object, ...], Location] = {}
@@ -242,12 +242,11 @@ class Checker(SyncChecks):
     def async_read(self, op: AsyncOp, ranges: Iterable[Range]) -> None:
         """Hold the reads of `op` against all writes."""
         access: AsyncAccess = op.access
-        fenced = access.rows[PROXY] if access.proxy == "async" else None
         actor, epoch = self._reader(access)
         head_bytes = _HEAD_BYTES if op.kind == "tensor load" else None
         for at in watch(self._ready(ranges), self.machine.allocations, head_bytes=head_bytes):
             clash = shadow.unseen_write(
-                at, access.rows[ORDER], access.own, strong=False, fenced=self._fence_row(at, access, fenced)
+                at, access.rows[ORDER], access.own, strong=False, fenced=self._fence_row(at, access)
             )
             if clash is not None:
                 describe.clash(self, clash, at, op, "read")
@@ -262,16 +261,13 @@ class Checker(SyncChecks):
         """Hold the writes of `op` against all reads and writes."""
         access: AsyncAccess = op.access
         flags = (ASYNC if access.proxy == "async" else 0) | (ATOMIC if atomic else 0)
-        fenced = access.rows[PROXY] if access.proxy == "async" else None
         number, epoch = self._writer(access, actor)
         for at in access.writes:
             shadow.mark_in_flight(at, False)
         access.writes = ()
         for at in watch(self._ready(ranges), self.machine.allocations):
             order = access.rows[ORDER]
-            clash = shadow.unseen_write(
-                at, order, access.own, strong=atomic, fenced=self._fence_row(at, access, fenced)
-            )
+            clash = shadow.unseen_write(at, order, access.own, strong=atomic, fenced=self._fence_row(at, access))
             if clash is None:
                 clash = shadow.unseen_read(at, order, access.own_reads, strong=False)
             if clash is not None:
@@ -302,13 +298,14 @@ class Checker(SyncChecks):
         if not reads_only:
             warp.clock.observe(chain.writes, chain.base + number, tensor=tensor)
 
-    def _fence_row(
-        self, at: Watched, access: AsyncAccess, fenced: npt.NDArray[np.uint32] | None
-    ) -> npt.NDArray[np.uint32] | None:
-        """Return the fences that an access to `at` needs: of proxies, for tensor memory of tcgen05."""
+    def _fence_row(self, at: Watched, access: AsyncAccess) -> npt.NDArray[np.uint32] | None:
+        """Return what an access to `at` must be in too: fences of proxies, for tensor memory of tcgen05."""
         if at.is_tensor:
             return access.rows[TENSOR] if len(access.rows) > TENSOR else None
-        return fenced
+        if access.proxy != "async":
+            return None
+        row: npt.NDArray[np.uint32] = access.rows[SHARED if at.is_shared else GLOBAL]
+        return row
 
     def _reader(self, access: AsyncAccess) -> tuple[int, int]:
         if access.chain is not None:

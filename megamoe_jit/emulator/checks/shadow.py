@@ -64,7 +64,7 @@ def unseen_write(
         clock: an ORDER row.
         own: actor whose writes are ordered anyway.
         strong: the later access is atomic, and so may meet atomic ones.
-        fenced: a PROXY row that ordinary writes must be in too (a TENSOR row, for tensor memory), or None.
+        fenced: a SHARED or GLOBAL row that ordinary writes must be in too (a TENSOR row, for tensor memory), or None.
     """
     shadow, index = at.shadow, at.granules
     words = shadow.writer[index] if isinstance(shadow, SharedShadow) else shadow["writer"][index]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from megamoe_jit.emulator.checks import describe, shadow
-from megamoe_jit.emulator.checks.clocks import BEFORE, LEVELS, ORDER, PROXY, TENSOR, Actors, SyncClock
+from megamoe_jit.emulator.checks.clocks import BEFORE, GLOBAL, LEVELS, ORDER, SHARED, TENSOR, Actors, SyncClock
 from megamoe_jit.emulator.checks.granules import watch
 
 if TYPE_CHECKING:
@@ -69,12 +69,15 @@ class SyncChecks:
             clock.fences[scope] = clock.rows.copy()
             clock.tick()
 
-    def fence_proxy(self, warp: Warp) -> None:
+    def fence_proxy(self, warp: Warp, space: Literal["", "global", "shared"] = "") -> None:
         """All that is ordered before is visible to the async proxy."""
         clock = warp.clock
-        np.maximum(clock.array[PROXY], clock.array[ORDER], out=clock.array[PROXY])
+        for row, name in ((SHARED, "shared"), (GLOBAL, "global")):
+            if space in ("", name):
+                np.maximum(clock.array[row], clock.array[ORDER], out=clock.array[row])
         clock.tick()
-        self.fence_mbarrier_init(warp)
+        if space != "global":
+            self.fence_mbarrier_init(warp)
 
     def fence_mbarrier_init(self, warp: Warp) -> None:
         """Barriers that `warp` has initialised are visible to the async proxy."""

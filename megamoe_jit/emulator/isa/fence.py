@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from megamoe_jit.emulator.isa.decode import Decode
 from megamoe_jit.emulator.isa.table import handler, noop
@@ -53,14 +53,15 @@ def _fence(semantics: Semantics, scope: Scope) -> Handler:
     return run
 
 
-@handler("fence.proxy.async{.global|.shared{::cta|::cluster|}|}", section=f"{_SECTION}: fence.proxy")
+@handler("fence.proxy.async{space:.global|.shared{::cta|::cluster|}|}", section=f"{_SECTION}: fence.proxy")
 @handler("fence.proxy.async::generic.{semantics:acquire|release}.sync_restrict::{space:shared::cta|shared::cluster}.cluster",
          section=f"{_SECTION}: fence.proxy")  # fmt: skip
-def fence_proxy_async(d: Decode) -> Handler:  # noqa: ARG001
-    """Order ordinary accesses and those of the async proxy; the state space is not told apart."""
+def fence_proxy_async(d: Decode) -> Handler:
+    """Order ordinary accesses and those of the async proxy, in all memory or in one kind."""
+    space: Literal["", "global", "shared"] = d.form["space"].partition("::")[0]  # type: ignore[assignment]
 
     def run(warp: Warp, mask: int) -> Outcome:  # noqa: ARG001
-        warp.machine.checks.fence_proxy(warp)
+        warp.machine.checks.fence_proxy(warp, space)
         return None
 
     return run
