@@ -24,6 +24,7 @@ from megamoe_jit.emulator.engines.numerics import (
     integer_dot,
     rule_for,
 )
+from megamoe_jit.emulator.engines.numerics.adder import NAN_F16, NAN_F32
 from megamoe_jit.emulator.engines.operands import container_codes, packed_fp4
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -43,6 +44,7 @@ class Shape:
         packed: elements are FP4, eight to a register.
         saturate: integers are held in range.
         scale_type: "ue4m3" or "ue8m0", "" without block scales; scales: factors of a row.
+        as_f16: FP8 is multiplied as FP16, see `multiply_as_f16`.
     """
 
     m: int
@@ -55,6 +57,7 @@ class Shape:
     saturate: bool = False
     scale_type: str = ""
     scales: int = 0
+    as_f16: bool = False
 
     @property
     def element_bits(self) -> int:
@@ -183,6 +186,8 @@ def multiply(
     if shape.a_type in INTEGERS:
         ints = _integers(left, shape.a_type), _integers(right, shape.b_type)
         return accumulator_words(integer_dot(*ints, old, saturate=shape.saturate), "s32")
+    if shape.as_f16 and numerics == "hardware":
+        return accumulator_words(multiply_as_f16(shape, left, right, old), shape.d_type)
     operands = Operand(FORMATS[shape.a_type], left), Operand(FORMATS[shape.b_type], right)
     factors = None
     if scales is not None:
@@ -191,3 +196,37 @@ def multiply(
         return accumulator_words(block_dot(*operands, factors, old, numerics=numerics), "f32")
     rule = rule_for("mma", shape.a_type, "f16" if shape.d_type == "f16" else "f32")
     return accumulator_words(dot(*operands, old, rule, numerics=numerics, scales=factors), shape.d_type)
+
+
+def multiply_as_f16(shape: Shape, left: Array, right: Array, old: Array) -> Array:
+    """Multiply FP8 as targets without an FP8 mma.sync do (sm_90, sm_100, sm_103, sm_110), bit for bit as an H200.
+
+    Their code has two FP16 multiplications, which start from zero: one of the lower two bytes of each register, then
+    one of the upper two that adds to it. C is added last, rounded to nearest.
+
+    Args:
+        shape: of the instruction.
+        left, right: codes [m, k] and [n, k].
+        old: bits [m, n] of C.
+
+    Returns:
+        Bits [m, n] of D.
+    """
+    lower = np.arange(shape.k) % 4 < 2
+    rule = rule_for("mma", "f16", "f16" if shape.d_type == "f16" else "f32")
+    total: Array | None = None
+    for chosen in (lower, ~lower):
+        a, b = (np.ascontiguousarray(codes[:, chosen]) for codes in (left, right))
+        total = dot(Operand(FORMATS[shape.a_type], a), Operand(FORMATS[shape.b_type], b), total, rule)
+    assert total is not None
+    if shape.d_type == "f16":
+        return _nearest_sum(old.view(np.float16), total.view(np.float16), np.uint16(NAN_F16))
+    return _nearest_sum(old.view(np.float32), total.view(np.float32), np.uint32(NAN_F32))
+
+
+def _nearest_sum(a: Array, b: Array, nan: Any) -> Array:
+    """Add floats; return bits, `nan` for every NaN."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = a + b
+    bits: Array = np.where(np.isnan(total), nan, total.view(nan.dtype))
+    return bits

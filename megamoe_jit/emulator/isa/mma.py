@@ -38,6 +38,8 @@ _SHAPES = {
     "u4": ("m8n8k32", "m16n8k32", "m16n8k64"),
 }
 _ALL_SHAPES = "m8n8k16 m8n8k32 m16n8k4 m16n8k8 m16n8k16 m16n8k32 m16n8k64"
+_WITHOUT_FP8 = ("sm_90", "sm_10", "sm_11")
+"""Targets for which the assembler makes FP16 multiplications of FP8 ones (seen in its output)."""
 _SCALES = {
     ("mxf8f6f4", ""): 1, ("mxf8f6f4", "scale_vec::1X"): 1,
     ("mxf4", ""): 2, ("mxf4", "scale_vec::2X"): 2,
@@ -71,7 +73,8 @@ def mma_plain(d: Decode) -> Handler:
             f"{form.opcode}: no such combination; .{a} has shapes {', '.join(shapes)}, the same type (or width) for B, "
             "and one type for C and D."
         )
-    return _handler(d, _shape(form, saturate=form.has("satfinite")))
+    as_f16 = a in eights and d.module.target.startswith(_WITHOUT_FP8)
+    return _handler(d, _shape(form, saturate=form.has("satfinite"), as_f16=as_f16))
 
 
 @handler(

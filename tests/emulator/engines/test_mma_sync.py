@@ -77,7 +77,9 @@ def integers(codes: np.ndarray, kind: str) -> np.ndarray:
     return np.where(signed & (codes >= 1 << (bits - 1)), codes.astype(np.int16) - (1 << bits), codes).astype(np.int16)
 
 
-def run(opcode: str, parts: dict[str, np.ndarray], tail: str = "", **extra: Any) -> np.ndarray:
+def run(
+    opcode: str, parts: dict[str, np.ndarray], tail: str = "", *, target: str = "sm_120a", **extra: Any
+) -> np.ndarray:
     """Run one instruction of one warp; returns D's registers."""
     names = {name: "{" + ", ".join(f"%{name}{i}" for i in range(len(words))) + "}" for name, words in parts.items()}
     count = len(parts["c"])
@@ -92,7 +94,13 @@ def run(opcode: str, parts: dict[str, np.ndarray], tail: str = "", **extra: Any)
 
     registers = " ".join(f".reg .b32 %{name}<8>;" for name in "abcd")
     registers += ".reg .b32 %sfa; .reg .b32 %sfb; .reg .b16 %id<4>;"
-    done = Run(f"{opcode} {d}, {names['a']}, {names['b']}, {names['c']}{tail};", setup, registers=registers, warps=1)
+    done = Run(
+        f"{opcode} {d}, {names['a']}, {names['b']}, {names['c']}{tail};",
+        setup,
+        registers=registers,
+        warps=1,
+        target=target,
+    )
     return np.stack([done.get(0, f"%d{i}") for i in range(count)])
 
 
@@ -121,6 +129,29 @@ def test_floats(shape: str, a_kind: str, b_kind: str, d_kind: str) -> None:
     shift = 13 if a_kind == "tf32" else 0
     operands = Operand(FORMATS[a_kind], a >> shift), Operand(FORMATS[b_kind], b >> shift)
     assert np.array_equal(got, pack_c(dot(*operands, c, rule_for("mma", a_kind, d_kind))))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", ["sm_90a", "sm_100a", "sm_103a"])
+@pytest.mark.parametrize("d_kind", ["f32", "f16"])
+@pytest.mark.parametrize(("a_kind", "b_kind"), [("e4m3", "e4m3"), ("e4m3", "e5m2"), ("e5m2", "e5m2")])
+def test_fp8_as_f16(a_kind: str, b_kind: str, d_kind: str, target: str) -> None:
+    """Datacenter parts have no FP8 mma.sync: two FP16 ones of every other byte pair, and C added to nearest."""
+    rng = np.random.default_rng(5)
+    a, b = finite(a_kind, (16, 32), rng), finite(b_kind, (8, 32), rng)
+    dtype = np.float16 if d_kind == "f16" else np.float32
+    c = (rng.standard_normal((16, 8)) * 50).astype(dtype)
+    parts = {"a": pack(a, a_place, 4, 8), "b": pack(b, b_place, 2, 8), "c": pack_c(c.view(f"u{c.itemsize}"))}
+    got = run(f"mma.sync.aligned.m16n8k32.row.col.{d_kind}.{a_kind}.{b_kind}.{d_kind}", parts, target=target)
+    halves = [FORMATS[kind].values(codes).astype(np.float16) for kind, codes in ((a_kind, a), (b_kind, b))]
+    total = None
+    for first in (0, 2):
+        columns = sorted([*range(first, 32, 4), *range(first + 1, 32, 4)])
+        left, right = (Operand(FORMATS["f16"], half[:, columns].copy().view(np.uint16)) for half in halves)
+        total = dot(left, right, total, rule_for("mma", "f16", d_kind))  # type: ignore[arg-type]
+    assert total is not None
+    with np.errstate(over="ignore"):
+        wanted = (c + total.view(dtype)).view(f"u{c.itemsize}")
+    assert np.array_equal(got, pack_c(np.where(np.isnan(wanted.view(dtype)), np.iinfo(wanted.dtype).max // 2, wanted)))
 
 
 @pytest.mark.parametrize("b_kind", ["e4m3", "e5m2", "e3m2", "e2m3", "e2m1"])
