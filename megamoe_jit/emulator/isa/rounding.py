@@ -91,21 +91,21 @@ def narrow(value: Lanes, rounding: str) -> Lanes:
     return value.is_nan().where(nan, bits).cast("f32")
 
 
-def _signed_zero(result: Lanes, a: Lanes, b: Lanes, rounding: str) -> Lanes:
-    """Give an exact zero sum its sign: rounding down, -0 unless both terms (f64) are +0."""
+def _sum(a: Lanes, b: Lanes, rounding: str) -> Lanes:
+    """Add f64 to an f32. Rounding down, a sum that is zero before it is rounded is -0 unless both terms are +0."""
+    total = sum_odd(a, b)
+    result = narrow(total, rounding)
     if rounding != "rm":
         return result
     sign = (((a.cast("i64") | b.cast("i64")) >> 32).trunc("i32")) & F32_SIGN
-    bits = result.cast("i32")
-    return (bits & 0x7FFFFFFF).eq(0).where(sign, bits).cast("f32")
+    return total.compare("oeq", 0.0).where(sign, result.cast("i32")).cast("f32")
 
 
 def add(a: Lanes, b: Lanes, rounding: str) -> Lanes:
     """Add f32."""
     if rounding == "rn":
         return canonical(a + b)
-    x, y = a.widen(), b.widen()
-    return canonical(_signed_zero(narrow(sum_odd(x, y), rounding), x, y, rounding))
+    return canonical(_sum(a.widen(), b.widen(), rounding))
 
 
 def multiply(a: Lanes, b: Lanes, rounding: str) -> Lanes:
@@ -119,8 +119,7 @@ def multiply_add(a: Lanes, b: Lanes, c: Lanes, rounding: str) -> Lanes:
     """Multiply and add f32, rounded once."""
     if rounding == "rn":
         return canonical(a.fma(b, c))
-    product, addend = a.widen() * b.widen(), c.widen()
-    return canonical(_signed_zero(narrow(sum_odd(product, addend), rounding), product, addend, rounding))
+    return canonical(_sum(a.widen() * b.widen(), c.widen(), rounding))
 
 
 def divide(a: Lanes, b: Lanes, rounding: str) -> Lanes:
