@@ -23,7 +23,7 @@ class Range(ctypes.Structure):
 
     Attributes:
         start, end: host addresses.
-        shadow: address of the GLOBAL_GRANULE that holds `start`, 0 without checks.
+        shadow: address of the GLOBAL_GRANULE that holds `start`; 0 without checks, and where nobody may write.
         flags: READ, WRITE, PEER.
         rank: whose it is, ALL_RANKS: everybody's.
     """
@@ -161,7 +161,7 @@ class Allocations:
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def enable_shadow(self) -> None:
-        """Give each range, and those to come, a shadow for the race checker."""
+        """Give each range that may be written, and those to come, a shadow for the race checker."""
         self._has_shadow = True
         self._rebuild()
 
@@ -188,7 +188,8 @@ class Allocations:
                 self._ranges[-1] = (start, max(end, known.end), others | flags, rank)
             else:
                 self._ranges.append((known.address, known.end, flags, known.rank))
-        wanted = [key[:2] for key in self._ranges] if self._has_shadow else []
+        # Nothing collides with reads of what nobody may write.
+        wanted = [known[:2] for known in self._ranges if known[2] & WRITE] if self._has_shadow else []
         self._shadows = {key: self._shadows.get(key) or GlobalShadow(*key) for key in wanted}
         entries = (Range * max(len(self._ranges), 1))()
         for entry, (start, end, flags, rank) in zip(entries, self._ranges, strict=False):

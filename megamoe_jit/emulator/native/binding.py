@@ -15,7 +15,7 @@ from megamoe_jit.emulator.isa.table import Kind, Op, find, lookup, unsupported
 from megamoe_jit.emulator.memory.spaces import LOCAL_WINDOW, shared_address
 from megamoe_jit.emulator.native.context import WarpContext
 from megamoe_jit.emulator.native.lifetimes import lifetimes
-from megamoe_jit.emulator.native.registers import RegisterLayout, aligned_zeros, special_width
+from megamoe_jit.emulator.native.registers import SPECIALS, RegisterLayout, aligned_zeros, special_width, specials_of
 from megamoe_jit.emulator.parser.cfg import Block, Liveness, blocks, liveness
 from megamoe_jit.emulator.parser.nodes import (
     Address,
@@ -116,6 +116,8 @@ def bind(function: Function, module: PtxModule) -> Binding:
             failed.append((instruction, _unknown(instruction.opcode)))
         else:
             ops.append(op)
+        unknown = [name for name in specials_of(instruction) if name not in SPECIALS]
+        failed += [(instruction, f"The emulator does not know the special register {name}.") for name in unknown]
     if failed:
         raise unsupported(failed)
     uses_carry = any(op.row.carry_in or op.row.carry_out for op in ops)

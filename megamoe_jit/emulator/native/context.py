@@ -127,7 +127,7 @@ class WarpContext(ctypes.Structure):
         straight: `mask` while no jump needs a look at other lanes or at a fault; the engine's own.
         pc: instruction at which the engine stopped.
         stop: machine.engine.StopKind; stop_mask: lanes that the stop is about (a handler's, reduced by the guard).
-        fuel: warp instructions that the engine may execute until it yields; may end below zero by one block.
+        fuel: warp instructions that the engine may execute; when it is below zero, the next jump back yields.
         executed: warp instructions so far; not exact while native code runs.
         fuel_start: `fuel` when the engine was entered; the engine's own.
         clock: added to `executed` gives virtual time.

@@ -6,7 +6,7 @@ used again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from megamoe_jit.emulator.parser.cfg import Block, Liveness, accesses
 from megamoe_jit.emulator.parser.nodes import Function
@@ -24,17 +24,22 @@ def lifetimes(function: Function, blocks: Sequence[Block], liveness: Sequence[Li
     end = len(function.instructions)
     first = [end] * len(function.registers)
     last = [0] * len(function.registers)
+
+    def extend(indices: Iterable[int], pc: int) -> None:
+        for index in indices:
+            if pc < first[index]:
+                first[index] = pc
+            if pc > last[index]:
+                last[index] = pc
+
     for block, live in zip(blocks, liveness, strict=True):
-        for index in live.live_in:
-            first[index], last[index] = min(first[index], block.start), max(last[index], block.start)
-        for index in live.live_out:
-            first[index], last[index] = min(first[index], block.end), max(last[index], block.end)
+        extend(live.live_in, block.start)
+        extend(live.live_out, block.end)
     for instruction in function.instructions:
         access = accesses(instruction)
-        pc = instruction.index
-        for index in access.reads | access.writes:
-            first[index], last[index] = min(first[index], pc), max(last[index], pc)
+        extend(access.reads, instruction.index)
+        extend(access.writes, instruction.index)
         if instruction.base in ASYNCHRONOUS:
-            for index in access.reads | access.writes:
-                first[index], last[index] = 0, end
+            for pc in (0, end):
+                extend(access.reads | access.writes, pc)
     return list(zip(first, last, strict=True))

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import logging
 import os
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from megamoe_jit.emulator.native.compile import host
 logger = logging.getLogger("megamoe_jit.emulator")
 
 _MAGIC = b"emulator objects 1\n"
+MAX_BYTES = 512 << 20
+_STALE_S = 3600.0
 _SOURCES = ("native", "isa", "parser", "memory")
 
 
@@ -34,9 +37,13 @@ def engine_version() -> str:
 class ObjectCache:
     """A folder of object code; without a folder nothing is kept. No accident on disk raises: it costs the reuse."""
 
-    def __init__(self, path: Path | str | None) -> None:
-        """Describe a cache in the folder `path`, which is created when the first entry is kept."""
+    def __init__(self, path: Path | str | None, *, max_bytes: int = MAX_BYTES) -> None:
+        """Describe a cache in the folder `path`, which is created when the first entry is kept.
+
+        Beyond `max_bytes` the entries that were not used for the longest time are removed.
+        """
         self.path = None if path is None else Path(path).absolute()
+        self._max_bytes = max_bytes
 
     def key(self, *parts: str) -> str:
         """Return the name of what depends on `parts`, this version of the engine, LLVM and this CPU."""
@@ -79,10 +86,31 @@ class ObjectCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             staging.write_bytes(_MAGIC + hashlib.sha256(body).digest() + body)
             staging.replace(path)
+            self._evict(keep=path)
         except OSError as error:
             logger.debug("object cache %s cannot be written: %s", self.path, error)
             with contextlib.suppress(OSError):
                 staging.unlink()
+
+    def _evict(self, keep: Path) -> None:
+        """Remove old entries, and what killed processes left behind; another process may do the same right now."""
+        assert self.path is not None
+        entries = []
+        for path in self.path.iterdir():
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                if path.suffix == ".o":
+                    entries.append((found.st_mtime, found.st_size, path))
+                elif path.name.startswith(".") and found.st_mtime < time.time() - _STALE_S:
+                    path.unlink()
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= self._max_bytes:
+                break
+            if path != keep:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                total -= size
 
     def _file(self, key: str) -> Path:
         assert self.path is not None

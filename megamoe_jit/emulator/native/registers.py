@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe_jit.emulator.native.context import NUM_LANES, WarpContext
-from megamoe_jit.emulator.parser.nodes import Address, Function, Not, Operand, Pair, Reg, Special, Vec
+from megamoe_jit.emulator.parser.nodes import Address, Function, Instruction, Not, Operand, Pair, Reg, Special, Vec
 
 ALIGNMENT = 64
 _WIDE_SPECIALS = {"%gridid", "%clock64", "%globaltimer", "%current_graph_exec"}
@@ -20,6 +20,24 @@ TIMERS = {
     "%globaltimer": (8, 0), "%globaltimer_lo": (4, 0), "%globaltimer_hi": (4, 32),
 }  # fmt: skip
 """Special registers that tell the time: (bytes, first bit of the 64-bit time). They have no slot."""
+
+
+_VECTORS = (
+    "tid", "ntid", "ctaid", "nctaid", "clusterid", "nclusterid", "cluster_ctaid", "cluster_nctaid",
+)  # fmt: skip
+_SCALARS = (
+    "laneid", "warpid", "nwarpid", "smid", "nsmid", "gridid", "cluster_ctarank", "cluster_nctarank",
+    "is_explicit_cluster", "dynamic_smem_size", "total_smem_size", "aggr_smem_size", "current_graph_exec",
+    "reserved_smem_offset_begin", "reserved_smem_offset_end", "reserved_smem_offset_cap",
+    "lanemask_eq", "lanemask_le", "lanemask_lt", "lanemask_ge", "lanemask_gt",
+)  # fmt: skip
+SPECIALS = frozenset(
+    [f"%{name}.{axis}" for name in _VECTORS for axis in "xyz"]
+    + [f"%{name}" for name in _SCALARS]
+    + [f"%envreg{number}" for number in range(32)]
+    + list(TIMERS)
+)
+"""Special registers that programs may read."""
 
 
 class HasRegisters(Protocol):
@@ -45,11 +63,12 @@ def special_width(name: str) -> int:
 
 def special_registers(function: Function) -> tuple[str, ...]:
     """Return the special registers that instructions of `function` name, in order of appearance."""
-    found: dict[str, None] = {}
-    for instruction in function.instructions:
-        for operand in instruction.operands:
-            found.update(dict.fromkeys(_specials(operand)))
-    return tuple(found)
+    return tuple(dict.fromkeys(name for instruction in function.instructions for name in specials_of(instruction)))
+
+
+def specials_of(instruction: Instruction) -> Iterator[str]:
+    """Yield the special registers that `instruction` names."""
+    return (name for operand in instruction.operands for name in _specials(operand))
 
 
 def _specials(operand: Operand | None) -> Iterator[str]:

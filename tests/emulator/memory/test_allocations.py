@@ -158,6 +158,15 @@ def test_shadows_cover_ranges_and_stay() -> None:
     assert granule.value == 5
 
 
+def test_memory_that_nobody_writes_has_no_shadow() -> None:
+    allocations = Allocations()
+    allocations.enable_shadow()
+    allocations.add(1000, 10, writable=False)
+    assert allocations.shadow(1000) is None
+    allocations.add(1004, 2)
+    assert allocations.shadow(1000) is not None
+
+
 def test_shadow_of_much_memory_takes_little() -> None:
     allocations = Allocations()
     allocations.enable_shadow()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -61,6 +62,23 @@ def test_a_folder_that_cannot_be_written_costs_only_the_reuse(tmp_path: Path) ->
     cache = ObjectCache(blocker / "cache")
     cache.keep(cache.key("x"), [b"code"])
     assert cache.load(cache.key("x")) is None
+
+
+def test_entries_not_used_for_long_make_room(tmp_path: Path) -> None:
+    cache = ObjectCache(tmp_path, max_bytes=5000)
+    keys = [cache.key(str(number)) for number in range(6)]
+    for age, key in enumerate(keys[:5]):
+        cache.keep(key, [bytes(900)])
+        os.utime(tmp_path / f"{key}.o", (1000 + age, 1000 + age))
+    assert cache.load(keys[0]) is not None  # now it is the one used last
+    left_behind = tmp_path / ".x.o.123"
+    left_behind.write_bytes(b"")
+    os.utime(left_behind, (1000, 1000))
+    cache.keep(keys[5], [bytes(900)])
+    assert [cache.load(key) is not None for key in keys] == [True, False, True, True, True, True]
+    assert not left_behind.exists()
+    cache.keep(keys[1], [bytes(20_000)])  # larger than all: it alone stays
+    assert [cache.load(key) is not None for key in keys] == [False, True, False, False, False, False]
 
 
 def test_programs_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from megamoe_jit.emulator.isa.table import find
+from megamoe_jit.emulator.machine.specials import special_values
 from megamoe_jit.emulator.native.binding import is_stop
 from megamoe_jit.emulator.native.lifetimes import lifetimes
-from megamoe_jit.emulator.native.registers import RegisterLayout, special_registers
+from megamoe_jit.emulator.native.registers import SPECIALS, TIMERS, RegisterLayout, special_registers
 from megamoe_jit.emulator.parser import WIDTH, parse
 from megamoe_jit.emulator.parser.cfg import accesses, blocks, liveness
+from megamoe_jit.errors import UnsupportedError
 from tests.emulator.native.harness import Bench, kernel_text
 from tests.emulator.native.programs import random_program
 from tests.emulator.native.test_control import lanes_program
@@ -122,3 +124,15 @@ def test_a_warp_s_special_registers_are_its_own() -> None:
     assert bench.program.new_warp(warp.cta, 2).regs is not warp.regs
     bench.program.free_warp(warp)
     assert bench.program.new_warp(warp.cta, 1).regs is warp.regs
+
+
+def test_known_special_registers_are_those_that_have_values() -> None:
+    bench = Bench(kernel_text("ret;"))
+    warp = bench.warp()
+    for name in sorted(SPECIALS - set(TIMERS)):
+        assert special_values(warp, name).shape == (32,)
+    with pytest.raises(UnsupportedError):
+        special_values(warp, "%tid.w")
+    text = kernel_text("mov.u32 %r0, %tid.w;\nadd.u32 %r0, %r0, %tid.w;\nret;", "", ".reg .b32 %r<3>;")
+    with pytest.raises(UnsupportedError, match=r"2 instructions(?s:.*)special register %tid\.w"):
+        Bench(text)
