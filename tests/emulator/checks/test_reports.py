@@ -207,7 +207,9 @@ WRONG = {
     "no cluster barrier": (CLUSTER, {"arrive": "", "wait": ""}, RaceFault, {"race"}),
     # Fences and scopes.
     "no proxy fence": (STORE, {"fence": ""}, RaceFault, {"proxy"}),
-    "a fence of other memory": (STORE, {"fence": 'ASM("fence.proxy.async.global;" ::: "memory")'}, RaceFault, {"proxy"}),
+    "a fence of other memory": (
+        STORE, {"fence": 'ASM("fence.proxy.async.global;" ::: "memory")'}, RaceFault, {"proxy"}
+    ),
     "no init fence": (LOAD, {"fence": ""}, RaceFault, {"proxy"}),
     "a relaxed signal": (FLAG, {"signal": "st_relaxed_gpu(flags, 1)"}, RaceFault, {"race"}),
     "a relaxed look": (FLAG, {"look": "ld_relaxed_gpu(flags)"}, RaceFault, {"race"}),
