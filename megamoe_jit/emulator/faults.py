@@ -14,6 +14,8 @@ _MODEL = "Memory Consistency Model"
 _MBARRIER = "Parallel Synchronization and Communication Instructions: mbarrier"
 _ASYNC = "Data Movement and Conversion Instructions: Asynchronous copy"
 _PROXY = "Memory Consistency Model: Proxies"
+_WGMMA = "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions"
+_TC = "TensorCore 5th Generation Family Instructions"
 _SYNC = "Parallel Synchronization and Communication Instructions"
 _WGMMA = "Asynchronous Warpgroup Level Matrix Instructions"
 
@@ -73,6 +75,16 @@ KINDS: Mapping[str, Kind] = _kinds(
     ("cluster-barrier", EmulatorFault, "error", f"{_SYNC}: barrier.cluster", "Arrive and wait do not alternate."),
     ("non-uniform", EmulatorFault, "error", _SYNC, "Lanes are elsewhere at an .aligned instruction."),
     ("member-mask", EmulatorFault, "error", _SYNC, "Lanes named by a member mask never come."),
+    # Tensor cores.
+    ("descriptor", EmulatorFault, "error", f"{_TC}: Instruction Descriptor", "A descriptor has an illegal field."),
+    ("wgmma-fence", RaceFault, "error", f"{_WGMMA}: wgmma.fence", "Accumulators go to wgmma without a wgmma.fence."),
+    ("wgmma-registers", RaceFault, "error", _WGMMA, "Registers of a wgmma in flight are touched."),
+    ("tcgen05-issue", EmulatorFault, "error", _TC, "Several threads issue what one is to issue."),
+    ("tmem-bounds", MemoryFault, "error", f"{_TC}: Tensor Memory", "Cells are touched that are not allocated."),
+    ("tmem-alloc", EmulatorFault, "error", f"{_TC}: tcgen05.alloc", "Columns are taken or freed against the rules."),
+    ("tmem-lanes", MemoryFault, "error", f"{_TC}: Access restrictions", "A warp names lanes of another quarter."),
+    ("tmem-registers", RaceFault, "error", f"{_TC}: tcgen05.wait", "Registers of a load are used before wait::ld."),
+    ("scale-factors", EmulatorFault, "error", f"{_TC}: Block Scaling", "Copies of scale factors differ."),
     # Leaving.
     ("exit-pending", RaceFault, "error", _ASYNC, "A CTA leaves while asynchronous work on its memory is under way."),
     ("exit-tx", EmulatorFault, "warning", _MBARRIER, "A CTA leaves with transactions outstanding on an mbarrier."),
