@@ -151,9 +151,13 @@ class SyncChecks:
             if access.chain is not None:
                 sync.open.mark(access.chain.reads, access.epoch)
                 sync.open.mark(access.chain.writes, access.epoch)
-        elif release and by is not None and not hasattr(by, "access"):
+        elif by is None or hasattr(by, "access"):
+            return
+        elif release:
             sync.open.add(by.clock.rows)
             by.clock.tick()
+        else:
+            _add_fenced(sync.open, by)
 
     def mbarrier_complete(self, barrier: Mbarrier, by: Warp | AsyncOp | None) -> None:
         """Asynchronous writes of this phase are done."""
@@ -213,9 +217,12 @@ class SyncChecks:
             warp.clock.acquire(barrier.sync.over)
 
     def cluster_arrive(self, barrier: ClusterBarrier, warp: Warp, release: bool) -> None:
-        """Join what the warp has seen."""
+        """Join what the warp has seen; of a relaxed arrival what its last fences have."""
         if release:
             self._join(barrier, warp)
+        elif barrier.sync is not None or warp.clock.fences:
+            barrier.sync = barrier.sync or PhaseSync()
+            _add_fenced(barrier.sync.open, warp)
 
     def cluster_complete(self, barrier: ClusterBarrier) -> None:
         """What was collected may be observed."""
@@ -232,3 +239,10 @@ class SyncChecks:
             barrier.sync = PhaseSync()
         barrier.sync.open.add(warp.clock.rows)
         warp.clock.tick()
+
+
+def _add_fenced(clock: SyncClock, warp: Warp) -> None:
+    """Join what came before fences that reach the cluster: with one, a relaxed arrival releases it."""
+    for scope, rows in warp.clock.fences.items():
+        if scope != "cta":
+            clock.add(rows)
