@@ -16,6 +16,7 @@ from megamoe_jit.emulator.isa.table import ALL_LANES, Kind, Op, unsupported
 from megamoe_jit.emulator.memory.spaces import RANK_SHIFT, SHARED_WINDOW
 from megamoe_jit.emulator.native.binding import Binding
 from megamoe_jit.emulator.native.context import FaultSpace
+from megamoe_jit.emulator.native.control_helpers import count_block
 from megamoe_jit.emulator.native.fields import context
 from megamoe_jit.emulator.native.forms import Forms
 from megamoe_jit.emulator.native.ir import Body, Val, module_text
@@ -57,7 +58,6 @@ class _Writer:
         self.ctx = context(f["ctx"])
         self.values = Values(f, self.ctx, plan.function, plan.layout, plan.symbols)
         self.forms = Forms()
-        self._counts = self.ctx.pointer("block_counts")
         self._pointers = f.alloca(ADDRESSES, 64)
         self._away: list[tuple[str, str]] = []
         self._yield: list[tuple[str, str]] = []
@@ -118,9 +118,11 @@ class _Writer:
             self._yield.append((str(block.start), f.current))
             f.branch(ctx.get("fuel").cmp("slt", 0), "yield", burning)
             f.place(burning)
-        ctx.set("fuel", ctx.get("fuel") - (block.end - block.start))
-        count = self._counts.at(number, "i64")
-        count.store(count.load("i64") + 1)
+        first = self.plan.function.instructions[block.start]
+        is_handler = self.plan.ops[block.start].kind is Kind.HANDLER and first.guard is None
+        self._uncounted = number if is_handler else -1
+        if not is_handler:
+            count_block(ctx, number, block.end - block.start)
         self._live = self.plan.liveness[number].live_out
         for instruction in self.plan.function.instructions[block.start : block.end]:
             values.set_time(block.end - instruction.index)
@@ -172,7 +174,8 @@ class _Writer:
             self._away.append((str(instruction.index + 1), f.current))
             f.branch(lanes.eq(0), "away", needed)
             f.place(needed)
-        f.call("emu_handler", "void", f["ctx"], self._pc(instruction), lanes)
+        block = f.const("i32", self._uncounted)
+        f.call("emu_handler", "void", f["ctx"], self._pc(instruction), lanes, block)
         f.ret()
 
     def _sync(self, instruction: Instruction, op: Op) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from megamoe_jit.emulator.machine.engine import StopKind
 from megamoe_jit.emulator.native.context import FaultKind
 from megamoe_jit.emulator.native.fields import Fields, context
-from megamoe_jit.emulator.native.ir import Body, Val, vector
+from megamoe_jit.emulator.native.ir import Body, Number, Val, vector
 
 PCS = vector(32, "i32")
 BITS = vector(32, "i1")
@@ -36,6 +36,13 @@ def set_lane_pc(ctx: Fields, lanes: Val, pc: Val) -> None:
 def control_helpers() -> list[Body]:
     """Return all of them."""
     return [_next(), _goto(), _yield(), _diverge(), _handler(), _exit(), _sync(), _warpsync(), _brx()]
+
+
+def count_block(ctx: Fields, number: Number, instructions: int) -> None:
+    """Count one execution of a block, and burn its fuel."""
+    ctx.set("fuel", ctx.get("fuel") - instructions)
+    count = ctx.pointer("block_counts").at(number, "i64")
+    count.store(count.load("i64") + 1)
 
 
 def record_fault(ctx: Fields, kind: int, pc: Val, lane: Val, address: Val) -> None:
@@ -126,9 +133,14 @@ def _diverge() -> Body:
 
 
 def _handler() -> Body:
-    """Leave the engine so that Python executes instruction `pc` for `lanes`; the others of the group skip it."""
-    f = Body("emu_handler", "void", [CTX, ("i32", "pc"), ("i32", "lanes")])
+    """Leave the engine so that Python executes instruction `pc` for `lanes`; the others of the group skip it.
+
+    `block` is the instruction's block, which is counted here, or -1 when it has been.
+    """
+    f = Body("emu_handler", "void", [CTX, ("i32", "pc"), ("i32", "lanes"), ("i32", "block")])
     ctx = context(f["ctx"])
+    with f.if_(f["block"].cmp("sge", 0)):
+        count_block(ctx, f["block"].zext("i64"), 1)
     pc, lanes = f["pc"], f["lanes"]
     mask = ctx.get("mask")
     with f.if_(ctx.get("fault_kind").ne(0)):

@@ -29,7 +29,7 @@ _SCALARS = (
     "laneid", "warpid", "nwarpid", "smid", "nsmid", "gridid", "cluster_ctarank", "cluster_nctarank",
     "is_explicit_cluster", "dynamic_smem_size", "total_smem_size", "aggr_smem_size", "current_graph_exec",
     "reserved_smem_offset_begin", "reserved_smem_offset_end", "reserved_smem_offset_cap",
-    "lanemask_eq", "lanemask_le", "lanemask_lt", "lanemask_ge", "lanemask_gt",
+    "pm0", "pm1", "lanemask_eq", "lanemask_le", "lanemask_lt", "lanemask_ge", "lanemask_gt",
 )  # fmt: skip
 SPECIALS = frozenset(
     [f"%{name}.{axis}" for name in _VECTORS for axis in "xyz"]

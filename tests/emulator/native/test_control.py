@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
 
+from megamoe_jit.emulator.interpreter.engine import NumpyEngine
 from megamoe_jit.emulator.machine.engine import StopKind
 from megamoe_jit.emulator.native.context import FaultKind
 from tests.emulator.native.harness import Bench, fault, finish, kernel_text
@@ -47,9 +49,10 @@ def lanes_program(program: Program) -> str:
     return kernel_text(body, ".param .u64 rows", declarations)
 
 
-def run_program(program: Program, rows: np.ndarray, lanes: int, fuel: int) -> np.ndarray:
+def run_program(program: Program, rows: np.ndarray, lanes: int, fuel: int, engine: Any = None) -> np.ndarray:
     memory = rows.copy()
-    bench = Bench(lanes_program(program), block=lanes, params=struct.pack("<Q", memory.ctypes.data))
+    params = struct.pack("<Q", memory.ctypes.data)
+    bench = Bench(lanes_program(program), block=lanes, params=params, engine=engine)
     bench.allocations.add(memory.ctypes.data, memory.nbytes)
     warp = bench.warp(fuel=fuel)
     while (stop := bench.run(warp)).kind is StopKind.YIELD:
@@ -74,6 +77,8 @@ def test_lanes_compute_as_if_alone(seed: int) -> None:
         expected[lane] = regs + frame
     for fuel in (1 << 40, 7):
         np.testing.assert_array_equal(run_program(program, rows, lanes, fuel), expected)
+    if seed < 4:
+        np.testing.assert_array_equal(run_program(program, rows, lanes, 100, NumpyEngine()), expected)
 
 
 def simple(body: str, *, block: int = 32, fuel: int = 1 << 40, regs: str = "") -> tuple[Bench, object]:
