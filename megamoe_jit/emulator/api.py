@@ -162,6 +162,8 @@ class Emulator:
         finally:
             for program, module in programs.items():
                 module.report.instructions += program.instruction_counts() - before[program]
+                for grid in (grid for grid in grids if grid.program is program):
+                    module.report.instructions.subtract(grid.retries)
                 module.report.warp_instructions = module.report.instructions.total()
             for module in modules:
                 _note(module.report, machine, grids)

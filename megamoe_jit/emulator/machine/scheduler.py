@@ -235,6 +235,8 @@ class Scheduler:
             outcome: Outcome = AwaitLanes(ctx.live)
         else:
             outcome = program.handlers[pc](warp, mask)
+        if isinstance(outcome, Park | AwaitLanes | Retry):
+            warp.grid.retries[program.function.instructions[pc].opcode] += 1
         if outcome is None:
             _advance(warp, mask, pc + 1)
             self.machine.events += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ class Grid:
         aligned: PCs of the instructions that a whole warp executes together.
         symbols: host addresses of the module's variables.
         cycles: virtual time at which its last warp left.
+        retries: how often an instruction was begun that waited, and was executed again later.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Grid:
         self.symbols = symbols if symbols is not None else {}
         self.scratch: dict[str, Any] = {}
         self.cycles = 0
+        self.retries: Counter[str] = Counter()
         self.aligned = frozenset(i.index for i in self.function.instructions if _is_aligned(i.opcode))
 
     @property
