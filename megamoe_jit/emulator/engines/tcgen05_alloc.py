@@ -58,7 +58,6 @@ def _pairs(cluster: Cluster) -> _Pairs:
 
 def allocate(warp: Warp, address: int, space: str, columns: int, cta_group: int) -> Outcome:
     """Take columns and write their address to shared memory; parks while there are too few."""
-    memories = [tmem_of(cta) for cta in ctas_of(warp, cta_group)]
     own = tmem_of(warp.cta)
     if cta_group == 1:
         _check(warp, own, columns)
@@ -73,8 +72,8 @@ def allocate(warp: Warp, address: int, space: str, columns: int, cta_group: int)
     if request is None:
         _check(warp, own, columns)
         request = pair.requests[warp.cta.rank] = _Request(columns)
-    if request.first is None:
-        outcome = _allocate_together(warp, pair, memories)
+    if request.first is None:  # else the peer has allocated for both, and may have left by now
+        outcome = _allocate_together(warp, pair, [tmem_of(cta) for cta in ctas_of(warp, cta_group)])
         if outcome is not None:
             return outcome
     assert request.first is not None

@@ -27,7 +27,11 @@ _SECTION = tcgen05.SECTION
 _GROUP = "{group:.cta_group::1|.cta_group::2}"
 _NUMBERS = " ".join(f"x{1 << n}" for n in range(8))
 _TRANSFERS = {"shape": " ".join(REGISTERS), "num": _NUMBERS}
-_COPIES = "128x256b 4x256b 128x128b 64x128b.warpx2::02_13 64x128b.warpx2::01_23 32x128b.warpx4"
+_COPIES = (
+    "128x256b 4x256b 128x128b 64x128b.warpx2::02_13 64x128b.warpx2::01_23 32x128b.warpx4 "
+    "warpx2::02_13.64x128b warpx2::01_23.64x128b warpx4.32x128b"
+)
+"""Assemblers take the two parts in any order."""
 
 
 def cta_group(d: Decode) -> int:
@@ -269,7 +273,7 @@ def _check_count(d: Decode, count: int) -> None:
 )
 def tcgen05_cp(d: Decode) -> Handler:
     """Copy rows of shared memory to tensor memory."""
-    name = d.form["shape"]
+    name = ".".join(sorted(d.form["shape"].split(".")))  # the shape begins with a digit
     bits = 4 if d.form.has("b4x16_p64") else 6 if d.form.has("b6x16_p32") else 0
     what = tcgen05_copy.Copy(copy_shape(name), name, bits, cta_group(d))
     _check_count(d, 2)
