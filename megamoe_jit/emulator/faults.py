@@ -17,7 +17,6 @@ _PROXY = "Memory Consistency Model: Proxies"
 _WGMMA = "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions"
 _TC = "TensorCore 5th Generation Family Instructions"
 _SYNC = "Parallel Synchronization and Communication Instructions"
-_WGMMA = "Asynchronous Warpgroup Level Matrix Instructions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +88,6 @@ KINDS: Mapping[str, Kind] = _kinds(
     ("exit-pending", RaceFault, "error", _ASYNC, "A CTA leaves while asynchronous work on its memory is under way."),
     ("exit-tx", EmulatorFault, "warning", _MBARRIER, "A CTA leaves with transactions outstanding on an mbarrier."),
     ("tmem-leak", EmulatorFault, "error", "tcgen05.alloc, tcgen05.dealloc", "Tensor memory is not given back."),
-    # Tensor cores.
-    ("wgmma-fence", RaceFault, "error", f"{_WGMMA}: wgmma.fence", "Accumulators are used without wgmma.fence."),
-    ("wgmma-registers", RaceFault, "error", _WGMMA, "Registers are touched that wgmma has in flight."),
-    ("descriptor", EmulatorFault, "error", "Matrix Descriptor Format", "A descriptor has fields that are not legal."),
-    ("tmem-bounds", MemoryFault, "error", "Tensor Memory", "Tensor memory is used that is not allocated, or not mine."),
     # Others.
     ("setmaxnreg", EmulatorFault, "error", "Miscellaneous Instructions: setmaxnreg", "A register count is not legal."),
     ("argument", EmulatorFault, "error", "PTX ISA", "An operand has a value that the instruction does not take."),
