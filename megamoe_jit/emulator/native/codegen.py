@@ -4,6 +4,12 @@ A kernel is one function over a warp's context. It begins in the dispatcher, whi
 lanes to run and its PC, and switches to that block. Blocks run the group's instructions and jump to one another as long
 as the group is the whole warp; else they go back to the dispatcher, where groups part and meet. The function returns
 when Python is needed. Contract: context.py.
+
+Measured on an AVX-512 server core: 5,264 instructions take 0.3 s to write and 0.65 s to compile at O0 (1.8 s for AVX2),
+7 ms to load again. O1 takes 2.5 times as long and is up to a sixth faster to run. A straight piece of 134 instructions
+runs at 700 million warp instructions a second, SwiGLU with conversions at 160, a loop of four in 12 ns a turn. A warp's
+load or store takes 25 to 60 ns, with the race checker 160 to 840 ns. Masks are `<32 x i1>` and write-back is a select:
+on AVX2 both could be faster, but are quick to compile.
 """
 
 from __future__ import annotations
