@@ -17,12 +17,15 @@ from megamoe_jit.emulator.native.codegen import KERNEL, generate
 from megamoe_jit.emulator.native.compile import Library, compile_ir
 from megamoe_jit.emulator.native.helpers import Helpers, load_helpers
 from megamoe_jit.emulator.native.objects import ObjectCache
+from megamoe_jit.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.engine import Handler
     from megamoe_jit.emulator.machine.state import Cta, Warp
     from megamoe_jit.emulator.parser.nodes import Function, PtxModule
 
+MAX_INSTRUCTIONS = 50_000
+"""Code of O0 has a stack frame of 25 to 60 bytes an instruction, and a thread's stack has 8 MiB."""
 _STOPS = tuple(StopKind)
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -83,6 +86,11 @@ class NativeEngine:
 
     def prepare(self, function: Function, module: PtxModule) -> NativeProgram:
         """Make a program of `function`; raises UnsupportedError that lists every instruction without a meaning here."""
+        if len(function.instructions) > MAX_INSTRUCTIONS:
+            raise UnsupportedError(
+                f"{function.name} has {len(function.instructions)} instructions; the native engine takes up to "
+                f'{MAX_INSTRUCTIONS}. Use engine="numpy", or a smaller tile.'
+            )
         binding = bind(function, module)
         key = self._cache.key("kernel", fingerprint(function, binding.symbols))
         objects = self._cache.load(key)

@@ -100,3 +100,8 @@ def test_programs_may_go_while_others_stay() -> None:
         for kept, other in benches:
             finish(other, other.warp())
             np.testing.assert_array_equal(out, np.arange(32) + kept)
+
+
+def test_kernels_too_long_for_the_stack_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match='k has 50001 instructions(?s:.*)engine="numpy"'):
+        Bench(kernel_text("add.u32 %r1, %r1, 1;\n" * 50_000 + "ret;", "", REGISTERS))
