@@ -103,5 +103,5 @@ def test_programs_may_go_while_others_stay() -> None:
 
 
 def test_kernels_too_long_for_the_stack_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match='k has 50001 instructions(?s:.*)engine="numpy"'):
+    with pytest.raises(UnsupportedError, match=r'k has 50001 instructions(?s:.*)engine="numpy"'):
         Bench(kernel_text("add.u32 %r1, %r1, 1;\n" * 50_000 + "ret;", "", REGISTERS))
