@@ -68,7 +68,7 @@ class Checks(Protocol):
     ) -> Any:
         """An asynchronous operation is issued; the result goes into `op.access`.
 
-        `same_thread` are chains of the issuing thread whose writes to tensor memory need no tcgen05 fence, only a wait.
+        `same_thread` are chains of the issuing thread whose use of tensor memory needs no tcgen05 fence, only a wait.
 
         `proxy` is "generic" for what needs no fence.proxy.async (cp.async, st.async); `writes` are the shared ranges
         that it will write, where they are known: using them before it has run is then a report of its own.

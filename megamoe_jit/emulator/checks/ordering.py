@@ -230,9 +230,10 @@ class Checker(SyncChecks):
         access = self.chains.begin(warp, op.pc, actor, proxy)
         self.reserve(len(self.actors))
         if len(access.rows) > TENSOR:
-            for number in (self.chains.get(warp, key).writes for key in same_thread):
-                if number < access.rows.shape[1]:
-                    access.rows[TENSOR, number] = access.rows[ORDER, number]
+            for chain in (self.chains.get(warp, key) for key in same_thread):
+                for number in (chain.reads, chain.writes):
+                    if number < access.rows.shape[1]:
+                        access.rows[TENSOR, number] = access.rows[ORDER, number]
         access.writes = tuple(watch(self._ready(writes), self.machine.allocations))
         for at in access.writes:
             shadow.mark_in_flight(at, True)
@@ -267,9 +268,13 @@ class Checker(SyncChecks):
         access.writes = ()
         for at in watch(self._ready(ranges), self.machine.allocations):
             order = access.rows[ORDER]
-            clash = shadow.unseen_write(at, order, access.own, strong=atomic, fenced=self._fence_row(at, access))
+            fenced = self._fence_row(at, access)
+            clash = shadow.unseen_write(at, order, access.own, strong=atomic, fenced=fenced)
             if clash is None:
                 clash = shadow.unseen_read(at, order, access.own_reads, strong=False)
+            if clash is None and at.is_tensor and fenced is not None:  # reads of tensor memory are fenced too
+                clash = shadow.unseen_read(at, fenced, access.own_reads, strong=False)
+                clash = clash and clash._replace(is_ordered=True)
             if clash is not None:
                 describe.clash(self, clash, at, op, "write")
             if shadow.touches_object(at):
