@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -119,9 +120,12 @@ def signature(op: Op, instruction: Instruction) -> Signature:
     return Signature(op, tuple(dst), tuple(src))
 
 
+@functools.lru_cache(maxsize=4096)
 def lanes_of(mask: int) -> Array:
-    """Return the numbers of the lanes in `mask`, ascending."""
-    return np.flatnonzero((mask >> np.arange(NUM_LANES)) & 1)
+    """Return the numbers of the lanes in `mask`, ascending; read-only, as it is kept."""
+    lanes = np.flatnonzero((mask >> np.arange(NUM_LANES)) & 1)
+    lanes.flags.writeable = False
+    return lanes
 
 
 def one_lane(mask: int) -> int:
