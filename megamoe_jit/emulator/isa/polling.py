@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megamoe_jit.emulator.isa.decode import Decode, lanes_of
+from megamoe_jit.emulator.isa.decode import Decode, lanes_of, one_lane
 from megamoe_jit.emulator.isa.table import Form, handler
 from megamoe_jit.emulator.machine.engine import Handler
 from megamoe_jit.emulator.machine.outcome import Outcome, Yield
@@ -83,18 +83,24 @@ def load(d: Decode) -> Handler:
     def run(warp: Warp, mask: int) -> Outcome:
         machine, where = warp.machine, addresses(warp)
         lanes = lanes_of(mask)
-        data = np.zeros((32, size), np.uint8)
         checks = machine.checks
+        first = one_lane(mask)
+        if (where[lanes] == where[first]).all():
+            address = int(where[first])
+            bytes_, place = machine.resolve(warp, address, space, size, write=False, align=size, lane=first)
+            if place.kind != "local":
+                if checks.enabled:
+                    checks.strong(warp, place, size, "read", semantics, scope)
+                write(warp, mask, bytes_.view(dtype))
+                return _yields(warp, pc, where[first : first + 1], bytes_, width)
+        data = np.zeros((32, size), np.uint8)
         found: dict[int, Any] = {}  # all lanes of a warp mostly poll one word
         for lane, address in zip(lanes.tolist(), where[lanes].tolist(), strict=True):
-            bytes_ = found.get(address)
-            if bytes_ is None:
-                bytes_, place = machine.resolve(warp, address, space, size, write=False, align=size, lane=lane)
-                if place.kind != "local":
-                    found[address] = bytes_
-                    if checks.enabled:
-                        checks.strong(warp, place, size, "read", semantics, scope)
-            data[lane] = bytes_
+            if address not in found or space == "local":
+                found[address], place = machine.resolve(warp, address, space, size, write=False, align=size, lane=lane)
+                if checks.enabled and place.kind != "local":
+                    checks.strong(warp, place, size, "read", semantics, scope)
+            data[lane] = found[address]
         write(warp, mask, data.view(dtype).T)
         return _yields(warp, pc, where[lanes], data[lanes], width)
 

@@ -95,6 +95,11 @@ class AsyncQueues:
         self._running = False
 
     @property
+    def any(self) -> bool:
+        """Whether any operation has not run."""
+        return bool(self._free or self._fifo)
+
+    @property
     def pending(self) -> int:
         """How many operations have not run."""
         return len(self._free) + sum(map(len, self._fifo.values()))

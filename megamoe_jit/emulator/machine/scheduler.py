@@ -1,9 +1,9 @@
 """Who goes next: a seeded choice among the warps of all CTAs, clusters and ranks, and among pending asynchronous work.
 
 Warps are active, idle, or parked. An idle one polls: its last slice ended in a load that saw nothing new. Active warps
-come first; once there are none, idle ones get a round; when a whole round changes nothing, pending work is completed.
-When there is none either, waits that hardware may give up time out; after a few such rounds nothing can ever happen
-again, and that is a deadlock.
+come first. Once there are none, pending work is completed, with a round of the idle ones now and then. When there is
+none either and a round changes nothing, waits that hardware may give up time out; after many such rounds nothing can
+ever happen again, and that is a deadlock.
 """
 
 from __future__ import annotations
@@ -104,25 +104,21 @@ class Scheduler:
         rng = self.machine.rng
         if self.active and not (self.idle and rng.random() < _IDLE_CHANCE):
             return _take(self.active, rng.randrange(len(self.active)))
-        if self.idle:
+        if self.idle and (self.active or self._operations >= _OPERATIONS_PER_ROUND or not self.machine.queues.any):
             return _take(self.idle, rng.randrange(len(self.idle)))
         return None
 
     def _nobody(self) -> None:
-        """No warp is active, and the idle ones have all been asked."""
+        """No warp is active, and the idle ones have been asked, or pending work comes first."""
         machine = self.machine
-        if self._operations < _OPERATIONS_PER_ROUND and machine.queues.step():
-            self._operations += 1
+        if machine.queues.step():
+            self._operations = self._operations + 1 if self.idle else 1
             self._quiet = 0
-            return
-        if self._operations:
-            self._operations = 0
             self._ask_again()
-            if self.idle:
-                return
-            if machine.queues.step():
-                self._operations = 1
-                return
+            return
+        self._operations = _OPERATIONS_PER_ROUND
+        if self.idle:
+            return
         self._quiet += 1
         if self._quiet > _QUIET_ROUNDS:
             if not self.limits.time_passes or self._time_passed:
@@ -158,7 +154,6 @@ class Scheduler:
     def _progress(self) -> None:
         """Something happened: idle warps may see something new."""
         self._quiet = 0
-        self._operations = 0
         if self.polled:
             self._ask_again()
 
