@@ -13,7 +13,7 @@ from megamoe_jit import (
     transform_nvfp4_weights_for_mega_moe,
 )
 
-NUM_EXPERTS, HIDDEN, INTERMEDIATE, NUM_TOPK, MAX_TOKENS = 8, 512, 256, 2, 64
+NUM_EXPERTS, HIDDEN, INTERMEDIATE, NUM_TOPK, MAX_TOKENS = 4, 512, 256, 2, 16
 
 
 def main() -> None:

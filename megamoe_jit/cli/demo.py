@@ -71,7 +71,8 @@ class EmulatedCall:
     mmas: int
     tma_bytes: int
     barrier_waits: int
-    findings: list[str]
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +174,7 @@ def run_demo(problem: Problem, recipe: Recipe, arch: str, *, backend: str, num_t
         compile_s=compiled_s(outcomes),
         cache="hit" if all(outcome.cache == "hit" for outcome in outcomes) else "miss",
         kernels=outcomes,
-        tensor_maps=describe_tensor_maps(problem, recipe, arch),
+        tensor_maps=describe_tensor_maps(moe),
         call_ms=call_s * 1e3,
         wall_s=time.perf_counter() - start,
         emulated=emulated,
@@ -190,7 +191,7 @@ def call(moe: MegaMoE, layer: Layer) -> tuple[Tensor, EmulatedCall | None]:
     before = device.work()
     y = moe(layer.x, layer.topk_idx, layer.topk_weights)
     work = device.work().since(before)
-    return y, EmulatedCall(num_sms=device.num_sms, **asdict(work) | {"findings": list(work.findings)})
+    return y, EmulatedCall(num_sms=device.num_sms, **asdict(work))
 
 
 def random_layer(problem: Problem, recipe: Recipe, *, num_tokens: int, seed: int, device: str) -> Layer:
@@ -224,17 +225,15 @@ def judge(y: Tensor, layer: Layer, recipe: str) -> tuple[float, float]:
     return cosine(y, truth), rel_l2(y, oracle)
 
 
-def describe_tensor_maps(problem: Problem, recipe: Recipe, arch: str) -> list[str]:
-    """Return one line for each TMA descriptor of the kernels, made as a call makes them (without a GPU, too)."""
-    import torch
+def describe_tensor_maps(moe: MegaMoE) -> list[str]:
+    """Return one line for each TMA descriptor that the layer's kernels are given; none on the reference."""
+    from megamoe_jit.ops.plan import moe_plan
 
-    from megamoe_jit.ops.plan import Workspace, acts_tensor_map
-    from megamoe_jit.recipes import plan_kernels
-    from megamoe_jit.recipes.sm90 import Sm90Config, Sm90Shapes
-
-    workspace = Workspace.allocate(Sm90Shapes(problem=problem, recipe=recipe), torch.device("cpu"))
-    kernels = [kernel for kernel in plan_kernels(problem, recipe, arch) if isinstance(kernel, Sm90Config)]
-    return [acts_tensor_map(workspace.acts(), kernel.box_rows).describe() for kernel in kernels]
+    if moe.backend == "reference":
+        return []
+    plan = moe_plan(moe.sym_buffer, moe.activation, fast_math=moe.fast_math)
+    plan.bind(moe.l1, moe.l2)
+    return [f"{name}: {tensor_map.describe()}" for name, tensor_map in plan.tensor_maps()]
 
 
 def _call_s(moe: MegaMoE, layer: Layer) -> float:
@@ -255,7 +254,8 @@ def _device_name(backend: str) -> str:
 
 def _print_report(report: DemoReport) -> None:
     print_table("Kernels", OUTCOME_COLUMNS, [outcome.row for outcome in report.kernels])
-    console.print("TMA descriptors", style="bold")
+    if report.tensor_maps:
+        console.print("TMA descriptors", style="bold")
     for line in report.tensor_maps:
         print_line(f"  {line}")
     shape = ", ".join(f"{name} {value}" for name, value in report.shape.items())
@@ -278,6 +278,8 @@ def _print_emulated(call: EmulatedCall) -> None:
         f"  {call.launches} launches on {call.num_sms} emulated SMs: {call.warp_instructions:,} warp instructions, "
         f"{call.mmas:,} MMAs, {format_bytes(call.tma_bytes)} by TMA, {call.barrier_waits:,} barrier waits"
     )
-    print_line(f"  races, missing fences, misused barriers: {len(call.findings) or 'none'}")
-    for finding in call.findings:
-        print_line(f"    {finding}")
+    print_line(
+        f"  races, missing fences, misused barriers: {len(call.errors) or 'none'}, warnings: {len(call.warnings)}"
+    )
+    for finding in (*call.errors, *call.warnings):
+        print_line(f"    {finding.splitlines()[0]}")

@@ -198,6 +198,15 @@ class MoePlan:
                 self.workspace.reset()
             raise
 
+    def tensor_maps(self) -> list[tuple[str, TensorMap]]:
+        """Return the tensor maps of all launches, each with the name of what it describes."""
+        return [
+            (f"acts, token tile {block_n}", param.value)
+            for block_n, launch in self._launches.items()
+            for param in launch.plan.params
+            if isinstance(param.value, TensorMap)
+        ]
+
     def raise_if_failed(self) -> None:
         """Raise LaunchError when a kernel of this device stopped itself (a wait timed out) since the process began."""
         self.error_record.raise_if_failed(WAITS)

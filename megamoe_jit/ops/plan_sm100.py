@@ -173,6 +173,15 @@ class Sm100MoePlan:
                 self.workspace.reset()
             raise
 
+    def tensor_maps(self) -> list[tuple[str, TensorMap]]:
+        """Return the tensor maps of all launches with the bound weights, each with the name of what it describes."""
+        weights = [] if self._weights is None else list(self._weight_maps(*self._weights).items())
+        return weights + [
+            (f"{name}, token tile {config.block_n}", ring)
+            for config in self._configs
+            for name, ring in self._ring_maps(config).items()
+        ]
+
     def raise_if_failed(self) -> None:
         """Raise LaunchError when a kernel of this device stopped itself (a wait timed out) since the process began."""
         self.error_record.raise_if_failed(WAITS)

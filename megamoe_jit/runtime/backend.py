@@ -16,7 +16,6 @@ from megamoe_jit.runtime.launch import KernelSignature, Param, check_params, par
 from megamoe_jit.runtime.memory import ErrorRecord
 
 BACKENDS = ("cuda", "emulator", "reference")
-_WITHOUT_GPU = "reference"  # until the emulator is whole
 EMULATOR_PACKAGES = ("numpy", "llvmlite", "ml_dtypes")  # the extra `emulator`
 Dims = tuple[int, int, int]
 Tensors = tuple[torch.Tensor | None, ...]
@@ -160,6 +159,11 @@ def reject_dims(grid: Dims, block: Dims, cluster: Dims, smem_bytes: int) -> str 
 class Launchable(Protocol):
     """A launch whose kernel is loaded and whose parameters are packed: repeating it is cheap."""
 
+    @property
+    def plan(self) -> LaunchPlan:
+        """What was prepared; parameters as they were then."""
+        ...
+
     def update(self, index: int, value: Any) -> None:
         """Set parameter `index` to another value of its kind."""
         ...
@@ -235,7 +239,7 @@ def resolve_backend(name: str | None, device: torch.device | str) -> str:
         name = env.BACKEND.get()
         given = f"{env.BACKEND.name}={name}"
     if name is None:
-        name = "cuda" if device.type == "cuda" else _WITHOUT_GPU
+        name = "cuda" if device.type == "cuda" else "emulator"
         given = f"no backend was given, and tensors on {device} run in the emulator"
     if name not in BACKENDS:
         raise ArgumentError(f"{given} is no backend. Use one of {', '.join(BACKENDS)}.")

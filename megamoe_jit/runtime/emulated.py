@@ -54,14 +54,18 @@ class EmulatorSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmulatedWork:
-    """What launches did: warp instructions, tensor-core instructions, bytes by TMA, waits at barriers, findings."""
+    """What launches did: warp instructions, tensor-core instructions, bytes by TMA, waits at barriers.
+
+    `errors` are findings that are certainly wrong (where the checks raise none), `warnings` what depends on the model.
+    """
 
     launches: int = 0
     warp_instructions: int = 0
     mmas: int = 0
     tma_bytes: int = 0
     barrier_waits: int = 0
-    findings: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def since(self, earlier: EmulatedWork) -> EmulatedWork:
         """Return what was done after `earlier`."""
@@ -71,7 +75,8 @@ class EmulatedWork:
             mmas=self.mmas - earlier.mmas,
             tma_bytes=self.tma_bytes - earlier.tma_bytes,
             barrier_waits=self.barrier_waits - earlier.barrier_waits,
-            findings=self.findings[len(earlier.findings) :],
+            errors=self.errors[len(earlier.errors) :],
+            warnings=self.warnings[len(earlier.warnings) :],
         )
 
 
@@ -153,13 +158,15 @@ class EmulatedBackend:
     def work(self) -> EmulatedWork:
         """Return what all launches of this device did so far."""
         reports = [module.report for module in self._modules.values()]
+        findings = [finding for report in reports for finding in report.findings]
         return EmulatedWork(
             launches=self._num_launches,
             warp_instructions=sum(report.warp_instructions for report in reports),
             mmas=sum(report.mmas for report in reports),
             tma_bytes=sum(report.tma_bytes for report in reports),
             barrier_waits=sum(report.barrier_waits for report in reports),
-            findings=tuple(str(finding) for report in reports for finding in report.findings),
+            errors=tuple(str(finding) for finding in findings if finding.severity == "error"),
+            warnings=tuple(str(finding) for finding in findings if finding.severity != "error"),
         )
 
     def timelines(self) -> list[tuple[str, dict[str, Any]]]:
@@ -178,7 +185,7 @@ class EmulatedLaunch:
 
     def __init__(self, *, backend: EmulatedBackend, plan: LaunchPlan) -> None:
         """Pack parameters."""
-        self.plan = plan
+        self.plan: LaunchPlan = plan
         self._backend = backend
         self._signature = plan.signature
         self._buffer = ParamBuffer(self._signature, plan.params, encode_tensor_map)

@@ -4,13 +4,16 @@ import math
 
 import pytest
 
-from megamoe_jit.cli.demo import describe_tensor_maps
-from megamoe_jit.recipes import Problem, get_recipe
+from megamoe_jit.cli import demo as demo_module
+from megamoe_jit.errors import DeadlockFault
 from tests.cli.conftest import SMALL, Run
-from tests.marks import needs_sm90
+from tests.marks import capabilities, needs_sm90
 
-KEYS = {"backend", "arch", "recipe", "shape", "cosine", "rel_l2", "compile_s", "cache", "wall_s"}
+needs_no_hopper = pytest.mark.skipif((9, 0) in capabilities(), reason="this machine has a GPU of a target")
+
+KEYS = {"backend", "arch", "recipe", "shape", "cosine", "rel_l2", "compile_s", "cache", "wall_s", "emulated"}
 ON_SM90A = (*SMALL, "--tokens", "8", "--arch", "sm_90a")
+ON_REFERENCE = (*ON_SM90A, "--backend", "reference")
 
 
 def test_the_demo_compiles_runs_and_reports(run: Run) -> None:
@@ -27,32 +30,84 @@ def test_the_demo_compiles_runs_and_reports(run: Run) -> None:
     assert all(kernel["registers"] > 0 for kernel in record["kernels"])
 
 
+@needs_no_hopper
+@pytest.mark.parametrize(
+    ("arch", "recipe", "bound"), [("sm_90a", "bf16_nvfp4", 3e-3), ("sm_100f", "nvfp4_nvfp4", 1e-3)]
+)
+def test_without_such_a_gpu_the_kernels_run_in_the_emulator(run: Run, arch: str, recipe: str, bound: float) -> None:
+    record = run("demo", *SMALL, "--tokens", "8", "--arch", arch, "--recipe", recipe, "--json").record
+    assert (record["backend"], record["arch"], record["recipe"]) == ("emulator", arch, recipe)
+    assert record["rel_l2"] < bound
+    emulated = record["emulated"]
+    assert (emulated["num_sms"], emulated["launches"], emulated["errors"]) == (4, 2, [])
+    assert min(emulated[count] for count in ("mmas", "tma_bytes", "barrier_waits")) > 0
+    assert emulated["warp_instructions"] > 10_000
+    assert any("swizzle=128B" in line for line in record["tensor_maps"])
+
+
 def test_a_second_demo_compiles_nothing(run: Run, warm_cache: object) -> None:
-    record = run("demo", *ON_SM90A, "--json").record
+    record = run("demo", *ON_REFERENCE, "--json").record
+    assert (record["backend"], record["emulated"], record["tensor_maps"]) == ("reference", None, [])
     assert (record["cache"], record["compile_s"]) == ("hit", 0)
 
 
 def test_exact_weights_come_closer_to_the_truth(run: Run, warm_cache: object) -> None:
-    fp8, bf16 = (run("demo", *ON_SM90A, "--recipe", name, "--json").record for name in ("fp8_nvfp4", "bf16_nvfp4"))
+    recipes = ("fp8_nvfp4", "bf16_nvfp4")
+    fp8, bf16 = (run("demo", *ON_REFERENCE, "--recipe", name, "--json").record for name in recipes)
     assert bf16["recipe"] == "bf16_nvfp4"
     assert 1 - bf16["cosine"] < (1 - fp8["cosine"]) / 10
 
 
 def test_the_seed_decides_the_numbers(run: Run, warm_cache: object) -> None:
-    once, again, other = (run("demo", *ON_SM90A, "--seed", seed, "--json").record["cosine"] for seed in "112")
+    once, again, other = (run("demo", *ON_REFERENCE, "--seed", seed, "--json").record["cosine"] for seed in "112")
     assert once == again != other
 
 
-def test_no_tokens_are_no_error(run: Run, warm_cache: object) -> None:
-    record = run("demo", *SMALL, "--tokens", "0", "--arch", "sm_90a", "--json").record
+@pytest.mark.parametrize("backend", ["emulator", "reference"])
+def test_no_tokens_are_no_error(run: Run, warm_cache: object, backend: str) -> None:
+    record = run("demo", *SMALL, "--tokens", "0", "--arch", "sm_90a", "--backend", backend, "--json").record
     assert math.isclose(record["cosine"], 1.0)
 
 
 def test_the_demo_prints_for_people(run: Run, warm_cache: object) -> None:
-    ran = run("demo", *ON_SM90A)
+    ran = run("demo", *ON_SM90A, "--backend", "emulator")
     assert ran.code == 0
-    for words in ("mega_moe_sm90", "tensor map at 0x", "cosine to the unquantised truth", "fp8_nvfp4 for sm_90a"):
+    for words in (
+        "mega_moe_sm90",
+        "tensor map at 0x",
+        "cosine to the unquantised truth",
+        "fp8_nvfp4 for sm_90a, run by the fused kernel's PTX in the emulator",
+        "2 launches on 4 emulated SMs",
+        "races, missing fences, misused barriers: none, warnings: 0",
+    ):
         assert words in ran.out
+
+
+def test_findings_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    call = demo_module.EmulatedCall(
+        num_sms=2,
+        launches=2,
+        warp_instructions=12345,
+        mmas=6,
+        tma_bytes=4096,
+        barrier_waits=7,
+        errors=("race: two\n  by warps",),
+        warnings=("unordered-rows: some",),
+    )
+    demo_module._print_emulated(call)
+    printed = capsys.readouterr().out
+    assert "12,345 warp instructions, 6 MMAs, 4.0 KiB by TMA, 7 barrier waits" in printed
+    assert "misused barriers: 1, warnings: 1\n    race: two\n    unordered-rows: some\n" in printed
+
+
+def test_a_fault_is_a_message_and_exit_status_1(run: Run, warm_cache: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise DeadlockFault("deadlock: no warp can go on")
+
+    monkeypatch.setattr(demo_module, "call", fail)
+    ran = run("demo", *ON_SM90A, "--json")
+    assert (ran.code, ran.record["type"]) == (1, "DeadlockFault")
+    assert "no warp can go on" in ran.record["error"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +115,8 @@ def test_the_demo_prints_for_people(run: Run, warm_cache: object) -> None:
     [
         (("--recipe", "fp7"), "recipe='fp7' is unknown"),
         (("--arch", "sm_80"), "arch='sm_80' is not a known target"),
-        (("--arch", "sm_100f"), "recipe nvfp4_nvfp4 on sm_100f has no kernel"),
+        (("--arch", "sm_120a"), "no recipe runs a checkpoint of format 'nvfp4' on sm_120a"),
+        (("--backend", "gpu"), "backend='gpu' is no backend. Use one of cuda, emulator, reference."),
         (("--recipe", "nvfp4_nvfp4"), "recipe nvfp4_nvfp4 runs on sm_100a"),
         (("--topk", "17"), "num_topk=17"),
         (("--experts", "1"), "num_topk=2 is more than num_experts=1"),
@@ -73,17 +129,6 @@ def test_what_cannot_be_done_is_one_sentence(
     ran = run("demo", *ON_SM90A, *options, "--json")
     assert ran.code == 1
     assert sentence in ran.record["error"]
-
-
-@pytest.mark.parametrize("recipe", ["fp8_nvfp4", "bf16_nvfp4"])
-def test_tensor_maps_describe_a_box_for_each_token_tile(recipe: str) -> None:
-    problem = Problem(hidden=256, intermediate=300, num_experts=4, num_topk=2, max_tokens_per_rank=32)
-    lines = describe_tensor_maps(problem, get_recipe(recipe), "sm_90a")
-    box_k, dtype = (128, "UINT8") if recipe == "fp8_nvfp4" else (64, "BFLOAT16")
-    assert len(lines) == 3
-    assert all(f"box=({box_k}, {n}) swizzle=128B" in line for n, line in zip((8, 16, 32), lines, strict=True))
-    # 300 intermediate values are padded to 384, and every slot of every token has a row.
-    assert all(f"2-D {dtype} dims=(384, 64)" in line for line in lines)
 
 
 @needs_sm90

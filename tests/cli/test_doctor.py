@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from megamoe_jit import recipes
 from megamoe_jit.cli import doctor as doctor_module
 from megamoe_jit.cli.doctor import report_recipes
 from megamoe_jit.cli.support import support_of
@@ -15,7 +16,8 @@ from tests.cli.conftest import Run
 from tests.marks import needs_gpu
 
 NAMES = [
-    "megamoe_jit", "torch", "NVRTC", "CUDA headers", "driver", "GPU", "emulator", "disassembler", "cache", "environment",
+    "megamoe_jit", "torch", "NVRTC", "CUDA headers", "driver", "GPU", "emulator", "disassembler", "cache",
+    "environment",
 ]  # fmt: skip
 
 
@@ -55,7 +57,7 @@ def test_each_recipe_says_how_it_runs_without_a_gpu() -> None:
     assert {name for name, report in reports.items() if report.runs == "emulator"} >= HOPPER
     assert reports["fp8_nvfp4"].compiles_for == ("sm_90a",)
     assert "the emulator, kernels for sm_90a; there is no GPU here" in reports["fp8_nvfp4"].detail
-    assert "no kernel exists yet for sm_100a" in reports["nvfp4_nvfp4"].detail
+    assert "the emulator, kernels for sm_100a, sm_100f" in reports["nvfp4_nvfp4"].detail
     assert "e2m1 weights x e4m3 activations" in reports["mxfp8_nvfp4"].computes
 
 
@@ -78,9 +80,15 @@ def test_each_recipe_says_how_it_runs_on_hopper_and_on_another_gpu() -> None:
     assert "this GPU (sm_120a) has no kernel for it" in elsewhere["fp8_nvfp4"].detail
 
 
-def test_support_tells_a_foreign_target_from_a_missing_kernel() -> None:
+def test_support_tells_a_foreign_target_from_a_missing_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert support_of("fp8_nvfp4", "sm_90a").has_kernel
-    missing, foreign = support_of("nvfp4_nvfp4", "sm_100f"), support_of("nvfp4_nvfp4", "sm_90a")
+    foreign = support_of("nvfp4_nvfp4", "sm_90a")
+
+    def refuse(*arguments: object) -> None:
+        raise UnsupportedError("it has no kernel in this version")
+
+    monkeypatch.setattr(recipes, "plan_kernels", refuse)
+    missing = support_of("nvfp4_nvfp4", "sm_100f")
     assert (missing.is_target, missing.has_kernel, foreign.is_target) == (True, False, False)
     assert "has no kernel" in missing.reason
     assert "defined for sm_100a" in foreign.reason

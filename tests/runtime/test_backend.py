@@ -70,8 +70,8 @@ def test_a_plan_describes_its_launch() -> None:
 
 CHOICES = [
     (None, None, "cuda:1", "cuda"),
-    (None, None, "cpu", "reference"),
-    (None, None, "meta", "reference"),
+    (None, None, "cpu", "emulator"),
+    (None, None, "meta", "emulator"),
     (None, "reference", "cuda", "reference"),
     (None, "cuda", "cuda", "cuda"),
     ("reference", "cuda", "cuda", "reference"),
@@ -124,6 +124,7 @@ def test_a_backend_that_cannot_serve_is_refused_in_words(
     [
         ("emulator", None, "backend='emulator', which needs llvmlite and ml_dtypes. Install pip install 'megamoe-jit["),
         (None, "emulator", "MEGAMOE_JIT_BACKEND=emulator, which needs llvmlite and ml_dtypes."),
+        (None, None, "no backend was given, and tensors on cpu run in the emulator, which needs llvmlite and"),
     ],
 )
 def test_an_emulator_that_is_not_installed_is_refused_in_words(
