@@ -24,6 +24,11 @@ TABLES = {"get_symm_buffer": BUFFER, "stage_tokens": STAGE, "fill": FILL, "fp8_n
 ROWS = [pytest.param(row, id=f"{table}-{row.name}") for table, rows in TABLES.items() for row in rows]
 
 
+@pytest.fixture(autouse=True)
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGAMOE_JIT_BACKEND", "reference")
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_a_bad_input_gets_its_sentence(row: Bad) -> None:
     with pytest.raises(MegaMoeError, match=row.words) as caught:
@@ -34,7 +39,7 @@ def test_a_bad_input_gets_its_sentence(row: Bad) -> None:
     assert str(caught.value).endswith((".", ")"))
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in [*FILL[:-1], *STAGE[:-5]]])
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in [*FILL[:-1], *STAGE[:-4]]])
 def test_a_refused_input_leaves_the_buffer_alone(row: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[SymmBuffer] = []
 

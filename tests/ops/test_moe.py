@@ -52,6 +52,11 @@ VIEWS = {
 BLOCK_SCALED = [name for name in list_recipes() if get_recipe(name).l1_acts.gran_k is not None]
 
 
+@pytest.fixture(autouse=True)
+def reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGAMOE_JIT_BACKEND", "reference")
+
+
 def oracle(recipe: str, num_tokens: int = 6, **changes: object) -> Tensor:
     """Return the oracle's result for the layer's tokens."""
     topk_idx, topk_weights = routing(num_tokens)
