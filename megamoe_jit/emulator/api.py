@@ -280,6 +280,9 @@ def _make_grid(machine: Machine, launch: Launch, rank: int, index: int) -> tuple
         symbols=variables.symbols,
     )
     assert params.ctypes.data % PARAM_ALIGNMENT == 0, "parameters are aligned"
+    if launch.cooperative:
+        made.workspace[0] = made.workspace.nbytes
+        regions.append(region_of(Memory(made.workspace, name="workspace of the grid"), rank))
     return made, regions
 
 

@@ -6,6 +6,8 @@ import functools
 
 from cuda.bindings import nvrtc
 
+from megamoe_jit.jit.headers import find_headers
+
 WRAPPERS = r"""
 using u32 = unsigned;
 using u64 = unsigned long long;
@@ -110,12 +112,20 @@ __device__ __forceinline__ u32 ld_cluster(u32 address) {
 
 
 @functools.cache
-def compile_cuda(source: str, arch: str = "sm_90a") -> str:
-    """Return the PTX of `source`, with the wrappers before it; line numbers of reports are those of `source`."""
+def compile_cuda(source: str, arch: str = "sm_90a", *, headers: bool = False) -> str:
+    """Return the PTX of `source`, with the wrappers before it; line numbers of reports are those of `source`.
+
+    With `headers`, it may include CUDA's and CCCL's headers, and has no wrappers.
+    """
     text = f'#line 1 "/wrappers.cuh"\n{WRAPPERS}\n#line 1 "/roles/kernel.cu"\n{source}'
+    if headers:
+        text = f'#line 1 "/roles/kernel.cu"\n{source}'
     error, program = nvrtc.nvrtcCreateProgram(text.encode(), b"/roles/kernel.cu", 0, [], [])
     assert not error.value
     options = [f"--gpu-architecture=compute_{arch[3:]}".encode(), b"-lineinfo", b"--std=c++17"]
+    if headers:
+        folder = find_headers()
+        options += [f"--include-path={path}".encode() for path in (folder, folder / "cccl")]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
     log = b" " * size

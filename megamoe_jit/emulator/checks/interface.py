@@ -2,7 +2,7 @@
 
 A range is (kind, cta or None, start, length) or, for scattered accesses of one CTA, (kind, cta, offsets) with an
 integer array of byte offsets, every byte meant listed: kind "shared", "global" or "tmem"; start an offset in the CTA's
-shared space, what `memory.tmem.shadow_ranges` counts in tensor memory, or a host address. (kind, cta, starts, length)
+shared space, what `memory.tmem.shadow_pieces` counts in tensor memory, or a host address. (kind, cta, starts, length)
 with an array are pieces of shared memory of one length, all of them distinct and multiples of 4.
 """
 

@@ -104,4 +104,6 @@ def _scalar(warp: Warp, register: str) -> int | None:
             return SHARED_BASE
         case "current_graph_exec" | "pm0" | "pm1":
             return 0
+    if register in ("envreg1", "envreg2") and len(grid.workspace):  # high and low half
+        return int(grid.workspace.ctypes.data) >> (32 if register == "envreg1" else 0) & 0xFFFFFFFF
     return 0 if register.startswith("envreg") else None

@@ -29,6 +29,7 @@ Dims = tuple[int, int, int]
 CLUSTER_RANK_SHIFT = 24
 """A shared address is (rank of the CTA in its cluster << 24) | offset, for the own CTA too."""
 MAX_CLUSTER = 16
+WORKSPACE_WORDS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Grid:
     Attributes:
         aligned: PCs of the instructions that a whole warp executes together.
         symbols: host addresses of the module's variables.
+        workspace: of a cooperative launch, what the driver provides for barriers of the grid; %envreg1 and %envreg2 are
+            its address.
         cycles: virtual time at which its last warp left.
         retries: how often an instruction was begun that waited, and was executed again later.
     """
@@ -92,6 +95,7 @@ class Grid:
         self.scratch: dict[str, Any] = {}
         self.cycles = 0
         self.retries: Counter[str] = Counter()
+        self.workspace = np.zeros(WORKSPACE_WORDS if cooperative else 0, np.uint32)
         self.aligned = frozenset(i.index for i in self.function.instructions if _is_aligned(i.opcode))
 
     @property
