@@ -20,7 +20,7 @@ from megamoe_jit.emulator.native.context import FULL_MASK, FaultKind
 
 if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.machine import Machine
-    from megamoe_jit.emulator.machine.state import Cluster, Cta, Grid, Warp
+    from megamoe_jit.emulator.machine.state import Cluster, Cta, Dims, Grid, Warp
 
 _MEAN_FUEL = 512
 _MIN_FUEL = 8
@@ -282,6 +282,15 @@ class Scheduler:
             for cta in cluster.ctas:
                 for warp in cta.warps:
                     self._enqueue(warp, self.active)
+
+    def take_cluster(self, grid: Grid) -> Dims | None:
+        """Take over the next cluster of `grid` that has not started: return its first CTA, or None without one."""
+        index = self._ahead[grid]
+        if index >= grid.num_clusters:
+            return None
+        self._ahead[grid] += 1
+        (x, y, _), (cx, cy, cz) = grid.num_clusters_dim, grid.cluster_dim
+        return index % x * cx, index // x % y * cy, index // (x * y) * cz
 
     def _exit(self, warp: Warp) -> None:
         """`warp` has no live lane any more."""
