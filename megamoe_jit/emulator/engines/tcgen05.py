@@ -16,7 +16,7 @@ import numpy.typing as npt
 from megamoe_jit.emulator.engines.tensor_memory import split_address
 from megamoe_jit.emulator.machine.outcome import Waitable
 from megamoe_jit.emulator.machine.queues import AsyncOp
-from megamoe_jit.emulator.memory.tmem import Tmem, shadow_ranges
+from megamoe_jit.emulator.memory.tmem import Tmem, shadow_pieces
 
 if TYPE_CHECKING:
     from megamoe_jit.emulator.checks.interface import Range
@@ -105,10 +105,7 @@ def check_cells(by: Warp | AsyncOp, cta: Cta, what: str, lanes: Array, column: i
 
 def cell_ranges(cta: Cta, lanes: Array, column: int, columns: int) -> list[Range]:
     """Return cells as the checker's ranges."""
-    return [
-        ("tmem", cta, *entry) if isinstance(entry, tuple) else ("tmem", cta, entry)
-        for entry in shadow_ranges(lanes, column, columns)
-    ]
+    return [("tmem", cta, *shadow_pieces(lanes, column, columns))]
 
 
 def address_of(by: Warp, address: int, what: str, *, base_lanes: tuple[int, ...] = (0,)) -> tuple[int, int]:

@@ -5,6 +5,7 @@ PTX ISA, "Tensor Memory", "tcgen05.alloc". Each CTA is taken to be alone on its 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -80,10 +81,10 @@ class Tmem:
                 f"lanes {lane}..{lane + lanes - 1}, columns {column}..{column + columns - 1} are not all in "
                 f"{LANES} lanes x {COLUMNS} columns"
             )
+        if self.used[column : column + columns].all():
+            return None
         free = np.flatnonzero(~self.used[column : column + columns])
-        if free.size:
-            return f"column {column + int(free[0])} is not allocated; {self.describe()}"
-        return None
+        return f"column {column + int(free[0])} is not allocated; {self.describe()}"
 
     def leak(self) -> str | None:
         """Return what is still allocated, for the report when the CTA exits."""
@@ -106,25 +107,28 @@ SHADOW_BYTES = 4 * _QUARTER_BYTES
 """Size of tensor memory as the checker counts it."""
 
 
-def shadow_ranges(lanes: npt.NDArray[Any], column: int, columns: int) -> list[tuple[int, int] | npt.NDArray[Any]]:
-    """Return what the checker is told of cells: (start, length) of contiguous bytes, or offsets of bytes.
+def shadow_pieces(lanes: npt.NDArray[Any], column: int, columns: int) -> tuple[npt.NDArray[Any], int]:
+    """Return what the checker is told of cells: where pieces of one length begin, and that length.
 
     Args:
         lanes: those that are touched.
         column: first column; columns: how many.
     """
-    ranges: list[tuple[int, int] | npt.NDArray[Any]] = []
     halves = np.bincount(lanes // 16, minlength=8) > 0
-    for quarter in range(4):
-        start = quarter * _QUARTER_BYTES + column * _COLUMN_BYTES
-        low, high = halves[2 * quarter : 2 * quarter + 2]
-        if low and high:
-            ranges.append((start, columns * _COLUMN_BYTES))
-        elif low or high:
-            first = start + (WORD_BYTES if high else 0)
-            offsets = first + np.arange(columns)[:, None] * _COLUMN_BYTES + np.arange(WORD_BYTES)
-            ranges.append(offsets.ravel())
-    return ranges
+    return _pieces(halves.tobytes(), column, columns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _pieces(touched: bytes, column: int, columns: int) -> tuple[npt.NDArray[Any], int]:
+    halves = np.frombuffer(touched, np.bool_).reshape(4, 2)
+    quarters = np.flatnonzero(halves.any(axis=1))
+    starts = quarters * _QUARTER_BYTES + column * _COLUMN_BYTES
+    if halves[quarters].all():
+        return starts, columns * _COLUMN_BYTES
+    places = np.arange(columns) * _COLUMN_BYTES
+    found = [start + places + WORD_BYTES * half for start, q in zip(starts, quarters, strict=True)
+             for half in range(2) if halves[q, half]]  # fmt: skip
+    return np.concatenate(found), WORD_BYTES
 
 
 def describe_cell(offset: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megamoe_jit.emulator.memory.tmem import Tmem, cell_offsets
+from megamoe_jit.emulator.memory.tmem import SHADOW_BYTES, Tmem, describe_cell, shadow_pieces
 
 
 def test_allocations_do_not_overlap_and_come_back() -> None:
@@ -68,5 +68,19 @@ def test_contents_are_noise_of_nans() -> None:
     assert np.array_equal(a.words, Tmem(1).words)
 
 
-def test_offsets_are_lane_major_bytes() -> None:
-    assert cell_offsets(np.array([0, 1, 2]), np.array([3, 0, 511])).tolist() == [12, 2048, 3 * 2048 - 4]
+@pytest.mark.parametrize(
+    "lanes",
+    [np.arange(128), np.arange(32, 64), np.arange(80, 96), np.arange(64) + 16 * (np.arange(64) // 16), np.arange(5)],
+)
+def test_what_the_checker_is_told_of_cells(lanes: np.ndarray) -> None:
+    """Each half of a quarter that is touched has four bytes for each column, and words that name it."""
+    starts, length = shadow_pieces(lanes, 7, 3)
+    found = sorted(int(start) + i for start in starts for i in range(length))
+    assert len(found) == len(set(found))
+    assert max(found) < SHADOW_BYTES
+    described = {describe_cell(offset) for offset in found}
+    halves = sorted({int(lane) // 16 for lane in lanes})
+    assert described == {
+        f"lanes {16 * half}..{16 * half + 15}, column {column}" for half in halves for column in range(7, 10)
+    }
+    assert len(found) == 4 * len(described)
