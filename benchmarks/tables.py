@@ -112,6 +112,24 @@ def sm90_budgets_table() -> str:
     return markdown_table(headings, rows) + f"\n{note}\n"
 
 
+def reports_table() -> str:
+    """Return the kinds of the emulator's reports."""
+    from megamoe_jit.emulator.faults import KINDS
+
+    headings = ("kind", "meaning", "certain", "raises", "PTX ISA")
+    rows = [
+        (
+            f"`{kind.name}`",
+            kind.meaning,
+            "yes" if kind.severity == "error" else "depends",
+            f"`{kind.fault.__name__}`",
+            kind.section,
+        )
+        for kind in KINDS.values()
+    ]
+    return markdown_table(headings, rows)
+
+
 def select(result: Result, wanted: Mapping[str, str]) -> Result:
     """Return `result` with only the rows that have these values."""
     rows = tuple(row for row in result.rows if all(str(row[key]) == value for key, value in wanted.items()))
@@ -138,6 +156,8 @@ def make_tables(results: Mapping[str, Result]) -> Table:
             return recipes_table(results)
         if name == "sm90_budgets":
             return sm90_budgets_table()
+        if name == "reports":
+            return reports_table()
         if name in results:
             return result_table(select(results[name], wanted))
         return f"_Not measured yet: benchmarks/results/{name}.json is missing._\n"

@@ -97,7 +97,7 @@ class Sm90Shapes:
     @property
     def pool_rows(self) -> int:
         """Rows of the pool of activations, where each token tile has all its rows, also an expert's last."""
-        widest = token_tile(self.problem, self.recipe, self.problem.max_tokens_per_rank)
+        widest = token_tiles(self.problem, self.recipe)[-1]
         return self.slots + min(self.slots, self.problem.num_local_experts) * (widest - 1)
 
     def workspace(self) -> StructLayout:

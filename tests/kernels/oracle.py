@@ -10,6 +10,7 @@ from torch import Tensor
 from megamoe_jit.formats.block_scaled import QuantFormat, QuantizedTensor
 from megamoe_jit.formats.moe_weights import MoeWeights
 from megamoe_jit.layouts.weights_sm90 import Sm90Element, permute_token_k
+from megamoe_jit.ops import plan
 from megamoe_jit.ops.moe import MegaMoE
 from megamoe_jit.ops.plan import MoePlan
 from megamoe_jit.reference.compare import rel_l2
@@ -57,24 +58,36 @@ def check_output(
     if len(inner.token_idx) == 0:
         assert torch.equal(y.double(), reference.y)
         return
-    own = second_half(_check_first_half(moe, inner, weights.intermediate), inner, weights, topk_weights, moe)
+    own = second_half(_check_first_half(moe, inner, weights.intermediate, len(x)), inner, weights, topk_weights, moe)
     assert rel_l2(y, own) < _SECOND_HALF_BOUNDS[moe.recipe.name.startswith("fp8")]
     if len(inner.token_idx) >= _ENOUGH_ROWS:
         assert rel_l2(y, reference.y) < BOUNDS[moe.recipe.name]
 
 
-def _check_first_half(moe: MegaMoE, inner: MoeIntermediates, intermediate: int) -> Tensor:
+def _pool_rows(moe: MegaMoE, inner: MoeIntermediates, num_tokens: int) -> Tensor:
+    """Return the pool's row of each routed row: an expert's rows begin with a token tile of their own."""
+    tile = plan.token_tile(moe.sym_buffer.problem, moe.recipe, num_tokens)
+    counts = torch.bincount(inner.expert_idx, minlength=moe.sym_buffer.problem.num_local_experts)
+    tiles = (counts + tile - 1) // tile
+    first_tile, first_row = tiles.cumsum(0) - tiles, counts.cumsum(0) - counts
+    row = torch.arange(len(inner.expert_idx), device=counts.device)
+    return first_tile[inner.expert_idx] * tile + row - first_row[inner.expert_idx]
+
+
+def _check_first_half(moe: MegaMoE, inner: MoeIntermediates, intermediate: int, num_tokens: int) -> Tensor:
     """Compare the activations that the kernel left in its pool with the oracle's; return their values [P, I]."""
-    num_rows = len(inner.token_idx)
+    rows = _pool_rows(moe, inner, num_tokens)
     workspace = next(plan for plan in moe.sym_buffer.plans.values() if isinstance(plan, MoePlan)).workspace
     fp8 = moe.recipe.name.startswith("fp8")
-    pool = permute_token_k(workspace.acts()[:num_rows], Sm90Element.E4M3 if fp8 else Sm90Element.BF16, inverse=True)
+    acts_pool = workspace.acts()
+    pool = acts_pool.view(torch.uint8)[rows].view(acts_pool.dtype)  # CUDA indexes no float8
+    pool = permute_token_k(pool, Sm90Element.E4M3 if fp8 else Sm90Element.BF16, inverse=True)
     pool = pool[:, :intermediate].contiguous()
     if not fp8:
         assert rel_l2(pool, inner.acts) < 3e-3
         return pool.double()
     assert inner.l2_acts is not None
-    sf = workspace.acts_sf()[: -(-intermediate // 128), :num_rows].T.contiguous()
+    sf = workspace.acts_sf()[: -(-intermediate // 128), rows].T.contiguous()
     assert torch.allclose(sf, inner.l2_acts.sf, rtol=2 * _SUM_ERROR, atol=0)
     acts = QuantizedTensor(codes=pool, sf=sf, format=QuantFormat.FP8_BLOCK).dequantize(torch.float64)
     expected = inner.l2_acts.dequantize(torch.float64)

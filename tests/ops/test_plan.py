@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from typing import Any
 
@@ -38,11 +37,9 @@ NUM_SMS = 132
 
 
 def pool_rows(capacity: int = CAPACITY) -> int:
-    """Rows of the pool: all slots, and room to fill each expert's last token tile."""
-    slots = capacity * TOPK
-    mean = slots / EXPERTS
-    tile = next(n for n in (8, 16, 32, 64) if mean + 1.5 * math.sqrt(mean) <= n or n == 64)
-    return slots + min(slots, EXPERTS) * (tile - 1)
+    """Rows of the pool: all slots, and room to fill each expert's last token tile, whichever tile is taken."""
+    slots, widest = capacity * TOPK, 128
+    return slots + min(slots, EXPERTS) * (widest - 1)
 
 
 def base(made: SymmBuffer) -> int:

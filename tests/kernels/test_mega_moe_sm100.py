@@ -1,0 +1,184 @@
+"""The fused Blackwell kernel in the emulator, its checker on, against each recipe's float64 oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megamoe_jit import ActivationSpec, MegaMoE, MoeWeights, Problem, get_arch, get_recipe
+from megamoe_jit.jit.build import build
+from megamoe_jit.ops import plan_sm100
+from megamoe_jit.recipes import sm100
+from megamoe_jit.reference.compare import rel_l2
+from megamoe_jit.reference.moe import MoeReference, moe_reference
+from megamoe_jit.runtime.emulated import emulated_backend
+
+RECIPES = ("nvfp4_nvfp4", "mxfp8_mxfp4", "mxfp8_nvfp4", "mxfp4_mxfp4")
+
+
+class Layer:
+    """Random weights, tokens and routing of one shape."""
+
+    def __init__(
+        self,
+        recipe: str,
+        *,
+        tokens: int,
+        hidden: int = 256,
+        intermediate: int = 256,
+        experts: int = 4,
+        topk: int = 2,
+        activation: ActivationSpec | None = None,
+        bias: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.recipe, self.activation = recipe, activation or ActivationSpec()
+        generator = torch.Generator().manual_seed(seed)
+        self.weights = MoeWeights.random(
+            experts,
+            hidden,
+            intermediate,
+            seed=seed,
+            checkpoint=get_recipe(recipe).checkpoint,
+            gated=self.activation.gated,
+            bias=bias,
+        )
+        self.x = torch.randn(tokens, hidden, generator=generator).bfloat16()
+        logits = torch.randn(tokens, experts, generator=generator)
+        self.topk_weights, self.topk_idx = logits.softmax(-1).topk(topk)
+        self.topk = topk
+
+    def moe(self, arch: str = "sm_100f") -> MegaMoE:
+        return MegaMoE(
+            self.weights,
+            recipe=self.recipe,
+            arch=arch,
+            backend="emulator",
+            activation=self.activation,
+            num_topk=self.topk,
+            max_tokens_per_rank=max(1, len(self.x)),
+        )
+
+    def run(self, arch: str = "sm_100f") -> torch.Tensor:
+        return self.moe(arch)(self.x, self.topk_idx, self.topk_weights)
+
+    def oracle(self, rounding: str | None = None) -> MoeReference:
+        return moe_reference(
+            self.x,
+            self.topk_idx,
+            self.topk_weights,
+            self.weights,
+            activation=self.activation,
+            rounding=rounding or self.recipe,
+        )
+
+
+def assert_right(layer: Layer, y: torch.Tensor, bound: float = 2e-3) -> None:
+    """Sums in float32 may meet another code than exact ones would, in few places."""
+    assert rel_l2(y, layer.oracle().y) < bound
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe(recipe: str) -> None:
+    layer = Layer(recipe, tokens=33, hidden=384, intermediate=256, experts=5, topk=3)
+    assert_right(layer, layer.run())
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7])
+def test_few_tokens(tokens: int) -> None:
+    layer = Layer("nvfp4_nvfp4", tokens=tokens)
+    y = layer.run()
+    assert y.shape == (tokens, 256)
+    if tokens:
+        assert_right(layer, y)
+
+
+@pytest.mark.parametrize(("experts", "topk"), [(1, 1), (16, 6), (64, 8)])
+def test_experts_and_topk(experts: int, topk: int) -> None:
+    layer = Layer("nvfp4_nvfp4", tokens=9, experts=experts, topk=topk, hidden=128, intermediate=128)
+    assert_right(layer, layer.run())
+
+
+@pytest.mark.parametrize(("hidden", "intermediate"), [(208, 176), (144, 400)])
+def test_widths_that_fill_no_tile(hidden: int, intermediate: int) -> None:
+    layer = Layer("nvfp4_nvfp4", tokens=12, hidden=hidden, intermediate=intermediate)
+    assert_right(layer, layer.run())
+
+
+ACTIVATIONS = {
+    "clamped": ActivationSpec(clamp=0.5),
+    "swigluoai": ActivationSpec.swigluoai(),
+    "gelu": ActivationSpec(kind="gelu"),
+    "relu2": ActivationSpec(kind="relu2"),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("recipe", ["nvfp4_nvfp4", "mxfp8_mxfp4"])
+def test_activations_and_biases(recipe: str, name: str) -> None:
+    layer = Layer(recipe, tokens=10, activation=ACTIVATIONS[name], bias=True)
+    assert_right(layer, layer.run())
+
+
+def test_tokens_that_go_nowhere_and_experts_without_any() -> None:
+    layer = Layer("nvfp4_nvfp4", tokens=8)
+    layer.topk_idx[layer.topk_idx == 2] = -1
+    layer.topk_idx[3] = -1
+    layer.topk_idx[5, 0] = 2**40
+    stats = torch.zeros(4, dtype=torch.int32)
+    y = layer.moe()(layer.x, layer.topk_idx, layer.topk_weights, recv_stats=stats)
+    assert_right(layer, y)
+    assert not y[3].any()
+    assert stats.tolist() == [int((layer.topk_idx == e).sum()) for e in range(4)]
+
+
+def test_all_tokens_at_one_expert_take_several_tiles() -> None:
+    layer = Layer("nvfp4_nvfp4", tokens=90, hidden=128, intermediate=128, experts=8, topk=1)
+    layer.topk_idx[:] = 5
+    assert_right(layer, layer.run())
+
+
+@pytest.mark.parametrize(("completion", "seed"), [("eager", 0), (0.3, 1), (0.3, 2), ("lazy", 3)])
+def test_schedules_do_not_matter(completion: str | float, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer("nvfp4_nvfp4", tokens=20)
+    emulator = emulated_backend().emulator
+    monkeypatch.setattr(emulator, "completion", completion)
+    monkeypatch.setattr(emulator, "seed", seed)
+    moe = layer.moe()
+    first = moe(layer.x, layer.topk_idx, layer.topk_weights)
+    assert_right(layer, first)
+    assert torch.equal(moe(layer.x, layer.topk_idx, layer.topk_weights), first)  # counters were reset
+
+
+@pytest.mark.parametrize(("cta_group", "ring_tiles"), [(1, None), (2, 2), (2, 4)])
+def test_single_ctas_and_short_rings_give_the_same_bits(
+    cta_group: int, ring_tiles: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = Layer("nvfp4_nvfp4", tokens=40, hidden=128, intermediate=128, experts=6)
+    expected = layer.run()
+    kernels = plan_sm100.plan_kernels
+
+    def changed(problem: Problem, *rest: object) -> tuple[object, ...]:
+        staging, *fused = kernels(problem, *rest)  # type: ignore[arg-type]
+        return staging, *(
+            replace(kernel, cta_group=cta_group, ring_tiles=ring_tiles or kernel.ring_tiles)  # type: ignore[type-var]
+            for kernel in fused
+        )
+
+    monkeypatch.setattr(plan_sm100, "plan_kernels", changed)
+    assert torch.equal(layer.run(), expected)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("arch", ["sm_100a", "sm_100f", "sm_103a", "sm_103f"])
+def test_every_configuration_compiles_without_spills(recipe: str, arch: str) -> None:
+    problem = Problem(hidden=4096, intermediate=2048, num_experts=32, num_topk=6, max_tokens_per_rank=8192)
+    for block_n in sm100.TOKEN_TILES:
+        config = sm100.config_for_tile(problem, get_recipe(recipe), get_arch(arch), block_n)
+        built = build(config)
+        resources = built.artifact.resources
+        assert (resources.spill_stores, resources.spill_loads, resources.stack_frame, resources.local) == (0, 0, 0, 0)
+        assert f"tcgen05.mma.cta_group::2.{config.kind.spelling(scale_vec=False)}" in built.artifact.ptx
+        assert built.artifact.compile_s < 5
