@@ -143,10 +143,11 @@ def submit(
     run: Callable[[AsyncOp], None],
     *,
     pc: int,
+    lane: int,
     nbytes: int = 0,
     smem_of: tuple[Cta, ...] = (),
 ) -> AsyncOp:
-    """Start work of the tensor core; `run` gets the operation."""
+    """Start work of the tensor core that `lane` issues; `run` gets the operation."""
     op = AsyncOp(
         issuer=warp, kind=kind, pc=pc, run=lambda: run(op), queue=chain_of(warp), nbytes=nbytes,
         smem_of=tuple(cta for cta in smem_of if cta is not warp.cta),
@@ -157,16 +158,35 @@ def submit(
             warp, op, chain_of(warp), same_thread=(load_chain(warp), store_chain(warp))
         )
     machine.submit(op)
+    _uncommitted(warp)[lane] = pc
     return op
 
 
-def commit(warp: Warp, targets: tuple[tuple[Cta, int], ...], *, pc: int) -> None:
-    """Arrive at barriers (CTA, offset) when all earlier tensor-core work of the warp is done."""
+def _uncommitted(warp: Warp) -> dict[int, int]:
+    """Lanes that have issued work since their last commit, and the PC of the last of it."""
+    lanes: dict[int, int] = warp.scratch.setdefault("tcgen05 uncommitted", {})
+    return lanes
+
+
+def commit(warp: Warp, targets: tuple[tuple[Cta, int], ...], *, pc: int, lane: int) -> None:
+    """Arrive at barriers (CTA, offset) when all earlier tensor-core work of the thread is done."""
+    pending = _uncommitted(warp)
+    if pending and lane not in pending:
+        other, where = next(iter(pending.items()))
+        warp.machine.report(
+            "tcgen05-issue",
+            f"tcgen05.commit of lane {lane} waits for what that thread has issued, which is nothing; the work at PC "
+            f"{where} is lane {other}'s.",
+            by=warp,
+            lanes=1 << lane,
+            section=f"{SECTION}: tcgen05.commit",
+        )
 
     def run(op: AsyncOp) -> None:
         for cta, offset in targets:
             cta.mbarrier(offset, warp).arrive(1, by=op, scope="cluster")
 
-    submit(warp, "tcgen05.commit", run, pc=pc, smem_of=tuple(cta for cta, _ in targets))
+    submit(warp, "tcgen05.commit", run, pc=pc, lane=lane, smem_of=tuple(cta for cta, _ in targets))
+    pending.pop(lane, None)
     if warp.machine.checks.enabled:
         warp.machine.checks.commit_chain(warp, chain_of(warp))

@@ -53,16 +53,16 @@ def descriptor_of(warp: Warp, raw: int, name: str, *, mn_major: bool = False, st
     return descriptor
 
 
-def copy(warp: Warp, what: Copy, address: int, raw: int, *, pc: int) -> None:
+def copy(warp: Warp, what: Copy, address: int, raw: int, *, pc: int, lane: int) -> None:
     """Start a copy."""
     shape = what.shape
-    lane, column = split_address(address)
+    base_lane, column = split_address(address)
     descriptor = descriptor_of(warp, raw, "the source", step_bytes=shape.row_bytes)
-    lanes = lane + shape.lanes
+    lanes = base_lane + shape.lanes
     ctas = ctas_of(warp, what.cta_group)
     limit = QUARTER if what.name == "4x256b" else 1
-    if lane >= limit:
-        refuse(warp, f"tcgen05.cp.{what.name} to lane {lane}; the base lane must be below {limit}")
+    if base_lane >= limit:
+        refuse(warp, f"tcgen05.cp.{what.name} to lane {base_lane}; the base lane must be below {limit}")
     for cta in ctas:
         check_cells(warp, cta, "tcgen05.cp", lanes.ravel(), column, shape.columns)
     addresses = k_major_addresses(descriptor, shape.rows, shape.row_bytes)
@@ -81,24 +81,24 @@ def copy(warp: Warp, what: Copy, address: int, raw: int, *, pc: int) -> None:
             for copies in lanes:
                 tmem_of(cta).words[copies, column : column + shape.columns] = words
 
-    submit(warp, "tcgen05.cp", run, pc=pc, nbytes=shape.rows * shape.row_bytes, smem_of=ctas)
+    submit(warp, "tcgen05.cp", run, pc=pc, lane=lane, nbytes=shape.rows * shape.row_bytes, smem_of=ctas)
 
 
-def shift_down(warp: Warp, address: int, cta_group: int, *, pc: int) -> None:
+def shift_down(warp: Warp, address: int, cta_group: int, *, pc: int, lane: int) -> None:
     """Start a shift: in each quarter from the base lane's on, row i takes row i + 1, and the last row stays."""
-    lane, column = split_address(address)
-    if lane % QUARTER:
-        refuse(warp, f"tcgen05.shift.down at lane {lane}; the lane must be a multiple of {QUARTER}")
-    lanes = np.arange(lane, LANES)
+    first, column = split_address(address)
+    if first % QUARTER:
+        refuse(warp, f"tcgen05.shift.down at lane {first}; the lane must be a multiple of {QUARTER}")
+    lanes = np.arange(first, LANES)
     ctas = ctas_of(warp, cta_group)
     for cta in ctas:
         check_cells(warp, cta, "tcgen05.shift", lanes, column, SHIFT_COLUMNS)
 
     def run(op: AsyncOp) -> None:
         for cta in ctas:
-            _shift(op, cta, lane, column)
+            _shift(op, cta, first, column)
 
-    submit(warp, "tcgen05.shift", run, pc=pc, nbytes=4 * SHIFT_COLUMNS * lanes.size)
+    submit(warp, "tcgen05.shift", run, pc=pc, lane=lane, nbytes=4 * SHIFT_COLUMNS * lanes.size)
 
 
 def _shift(op: AsyncOp, cta: Cta, lane: int, column: int) -> None:

@@ -145,7 +145,7 @@ class _Job:
         return self.idesc.step_bytes // 4
 
 
-def multiply(warp: Warp, form: Form, operands: Operands) -> None:
+def multiply(warp: Warp, form: Form, operands: Operands, *, lane: int) -> None:
     """Check an instruction and start it."""
     job = _decode(warp, form, operands)
     idesc = job.idesc
@@ -153,9 +153,8 @@ def multiply(warp: Warp, form: Form, operands: Operands) -> None:
     def run(op: AsyncOp) -> None:
         _run(op, job)
 
-    submit(
-        warp, "tcgen05.mma", run, pc=form.pc, nbytes=idesc.step_bytes * (job.layout.rows + idesc.n), smem_of=job.ctas
-    )
+    nbytes = idesc.step_bytes * (job.layout.rows + idesc.n)
+    submit(warp, "tcgen05.mma", run, pc=form.pc, lane=lane, nbytes=nbytes, smem_of=job.ctas)
 
 
 # --- checks at issue ------------------------------------------------------------------------------------------------

@@ -406,6 +406,7 @@ class Warpgroup(Waitable):
             if checks.enabled:
                 checks.observe_chain(warp, self.chain, group.number)
             for collective in group.members:
+                warp.advance_to(collective.op.finish_time)
                 self._give_back(warp, number, collective)
         return None
 

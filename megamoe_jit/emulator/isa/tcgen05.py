@@ -12,11 +12,12 @@ import numpy as np
 
 from megamoe_jit.emulator.engines import tcgen05, tcgen05_alloc, tcgen05_copy, tcgen05_transfer
 from megamoe_jit.emulator.engines.tensor_memory import MAX_REGISTERS, REGISTERS, copy_shape
-from megamoe_jit.emulator.isa.decode import Decode, Reader, lanes_of
+from megamoe_jit.emulator.isa.decode import Decode, lanes_of
 from megamoe_jit.emulator.isa.mbarrier import barrier_at
+from megamoe_jit.emulator.isa.operands import check_count, register_offsets, register_words, uniform
 from megamoe_jit.emulator.isa.table import handler
 from megamoe_jit.emulator.machine.engine import Handler
-from megamoe_jit.emulator.parser.nodes import Imm, RegOp
+from megamoe_jit.emulator.parser.nodes import Imm
 from megamoe_jit.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -37,20 +38,6 @@ _COPIES = (
 def cta_group(d: Decode) -> int:
     """Return 1 or 2 of the opcode's `.cta_group`."""
     return int(d.form["group"][-1])
-
-
-def uniform(warp: Warp, read: Reader, name: str) -> int:
-    """Return an operand of a `.sync.aligned` instruction, on which all lanes must agree."""
-    values = read(warp)
-    if (values != values[0]).any():
-        lane = int(np.flatnonzero(values != values[0])[0])
-        warp.machine.fault(
-            "non-uniform",
-            f"{name} is {int(values[0]):#x} in lane 0, but {int(values[lane]):#x} in lane {lane}: all must agree.",
-            by=warp,
-            section=_SECTION,
-        )
-    return int(values[0])
 
 
 def issuers(warp: Warp, mask: int, opcode: str) -> list[int]:
@@ -76,8 +63,10 @@ def tcgen05_alloc_(d: Decode) -> Handler:
     address, columns, group, space = d.address(0), d.value(1, np.uint32), cta_group(d), d.form["space"] or "generic"
 
     def run(warp: Warp, _: int) -> Outcome:
-        where = uniform(warp, address, "the destination of tcgen05.alloc")
-        return tcgen05_alloc.allocate(warp, where, space, uniform(warp, columns, "the number of columns"), group)
+        where = uniform(warp, address, "the destination of tcgen05.alloc", _SECTION)
+        return tcgen05_alloc.allocate(
+            warp, where, space, uniform(warp, columns, "the number of columns", _SECTION), group
+        )
 
     return run
 
@@ -88,8 +77,8 @@ def tcgen05_dealloc(d: Decode) -> Handler:
     address, columns, group = d.value(0, np.uint32), d.value(1, np.uint32), cta_group(d)
 
     def run(warp: Warp, _: int) -> Outcome:
-        where = uniform(warp, address, "the address of tcgen05.dealloc")
-        tcgen05_alloc.free(warp, where, uniform(warp, columns, "the number of columns"), group)
+        where = uniform(warp, address, "the address of tcgen05.dealloc", _SECTION)
+        tcgen05_alloc.free(warp, where, uniform(warp, columns, "the number of columns", _SECTION), group)
         return None
 
     return run
@@ -143,8 +132,7 @@ def tcgen05_wait_st(_: Decode) -> Handler:
 def tcgen05_commit(d: Decode) -> Handler:
     """Arrive at an mbarrier, or at one in each CTA of a mask, when the thread's earlier work is done."""
     address, space, multicast = d.address(0), d.form["space"], d.form.has("multicast::cluster")
-    if d.count != 1 + multicast:
-        raise UnsupportedError(f"{d.instruction.text} has {d.count} operands, {d.form.opcode} takes {1 + multicast}.")
+    check_count(d, 1 + multicast)
     read_mask = d.value(1, np.uint16) if multicast else None
     group = cta_group(d)
 
@@ -161,23 +149,13 @@ def tcgen05_commit(d: Decode) -> Handler:
                     tcgen05.refuse(warp, "the CTA mask of tcgen05.commit is 0: no barrier would get the arrival")
                 chosen = [warp.cta.peer(rank) for rank in range(16) if ranks >> rank & 1]
                 targets = tuple((cta, cta.mbarrier(barrier.offset, warp).offset) for cta in chosen)
-            tcgen05.commit(warp, targets, pc=d.pc)
+            tcgen05.commit(warp, targets, pc=d.pc, lane=lane)
         return None
 
     return run
 
 
 # --- loads and stores -----------------------------------------------------------------------------------------------
-
-
-def _registers(d: Decode, index: int, count: int) -> Any:
-    """Words of the register file at which `count` registers of a vector operand lie, [count, 32]."""
-    items = d.items(index)
-    if len(items) != count or not all(isinstance(item, RegOp) and item.reg.width == 4 for item in items):
-        raise UnsupportedError(f"{d.instruction.text}: operand {index} must be {count} registers of 32 bits.")
-    layout: Any = d.layout
-    offsets = np.array([layout.offset(item.reg) for item in items if isinstance(item, RegOp)])
-    return offsets[:, None] // 4 + np.arange(32)
 
 
 def _split(d: Decode, index: int) -> int:
@@ -200,12 +178,12 @@ def _transfer_shape(d: Decode, split: int, **fields: Any) -> tcgen05_transfer.Sh
 def tcgen05_ld(d: Decode) -> Handler:
     """Load cells to registers."""
     has_split = d.form["shape"] == "16x32bx2"
-    _check_count(d, 2 + has_split)
+    check_count(d, 2 + has_split)
     shape = _transfer_shape(d, _split(d, 2) if has_split else 0, packed=d.form.has("pack::16b"))
-    places, address = _registers(d, 0, shape.registers), d.address(1)
+    places, address = register_words(register_offsets(d, 0, shape.registers, "operand 0")), d.address(1)
 
     def run(warp: Warp, _: int) -> Outcome:
-        tcgen05_transfer.load(warp, shape, places, None, uniform(warp, address, "the address"), pc=d.pc)
+        tcgen05_transfer.load(warp, shape, places, None, uniform(warp, address, "the address", _SECTION), pc=d.pc)
         return None
 
     return run
@@ -220,7 +198,7 @@ def tcgen05_ld(d: Decode) -> Handler:
 def tcgen05_ld_red(d: Decode) -> Handler:
     """Load cells to registers, and the smallest or largest of each thread's to one more."""
     has_split = d.form["shape"] == "16x32bx2"
-    _check_count(d, 3 + has_split)
+    check_count(d, 3 + has_split)
     shape = _transfer_shape(
         d,
         _split(d, 3) if has_split else 0,
@@ -231,10 +209,14 @@ def tcgen05_ld_red(d: Decode) -> Handler:
     )
     if shape.kind != "f32" and (shape.absolute or shape.propagates_nan):
         raise UnsupportedError(f"{d.form.opcode}: .abs and .NaN are for .f32.")
-    places, reduced, address = _registers(d, 0, shape.registers), _registers(d, 1, 1)[0], d.address(2)
+    places, reduced, address = (
+        register_words(register_offsets(d, 0, shape.registers, "operand 0")),
+        register_words(register_offsets(d, 1, 1, "operand 1"))[0],
+        d.address(2),
+    )
 
     def run(warp: Warp, _: int) -> Outcome:
-        tcgen05_transfer.load(warp, shape, places, reduced, uniform(warp, address, "the address"), pc=d.pc)
+        tcgen05_transfer.load(warp, shape, places, reduced, uniform(warp, address, "the address", _SECTION), pc=d.pc)
         return None
 
     return run
@@ -244,7 +226,7 @@ def tcgen05_ld_red(d: Decode) -> Handler:
 def tcgen05_st(d: Decode) -> Handler:
     """Store registers to cells."""
     has_split = d.form["shape"] == "16x32bx2"
-    _check_count(d, 2 + has_split)
+    check_count(d, 2 + has_split)
     shape = _transfer_shape(d, _split(d, 1) if has_split else 0, packed=d.form.has("unpack::16b"))
     address, index = d.address(0), 1 + has_split
     if len(d.items(index)) != shape.registers:
@@ -252,15 +234,10 @@ def tcgen05_st(d: Decode) -> Handler:
     values = d.values(index, np.uint32)
 
     def run(warp: Warp, _: int) -> Outcome:
-        tcgen05_transfer.store(warp, shape, values(warp), uniform(warp, address, "the address"), pc=d.pc)
+        tcgen05_transfer.store(warp, shape, values(warp), uniform(warp, address, "the address", _SECTION), pc=d.pc)
         return None
 
     return run
-
-
-def _check_count(d: Decode, count: int) -> None:
-    if d.count != count:
-        raise UnsupportedError(f"{d.instruction.text} has {d.count} operands, {d.form.opcode} takes {count}.")
 
 
 # --- copies ---------------------------------------------------------------------------------------------------------
@@ -276,12 +253,12 @@ def tcgen05_cp(d: Decode) -> Handler:
     name = ".".join(sorted(d.form["shape"].split(".")))  # the shape begins with a digit
     bits = 4 if d.form.has("b4x16_p64") else 6 if d.form.has("b6x16_p32") else 0
     what = tcgen05_copy.Copy(copy_shape(name), name, bits, cta_group(d))
-    _check_count(d, 2)
+    check_count(d, 2)
     address, descriptor = d.address(0), d.value(1, np.uint64)
     return _issued(
         "tcgen05.cp",
         lambda warp, lane: tcgen05_copy.copy(
-            warp, what, int(address(warp)[lane]), int(descriptor(warp)[lane]), pc=d.pc
+            warp, what, int(address(warp)[lane]), int(descriptor(warp)[lane]), pc=d.pc, lane=lane
         ),
     )
 
@@ -292,7 +269,7 @@ def tcgen05_shift(d: Decode) -> Handler:
     address, group = d.address(0), cta_group(d)
     return _issued(
         "tcgen05.shift",
-        lambda warp, lane: tcgen05_copy.shift_down(warp, int(address(warp)[lane]), group, pc=d.pc),
+        lambda warp, lane: tcgen05_copy.shift_down(warp, int(address(warp)[lane]), group, pc=d.pc, lane=lane),
     )
 
 

@@ -171,7 +171,7 @@ def _handler(d: Decode, form: Form, reads: _Reads) -> Handler:
 
     def run(warp: Warp, mask: int) -> Outcome:
         for lane in issuers(warp, mask, opcode):
-            multiply(warp, form, reads.operands(warp, lane))
+            multiply(warp, form, reads.operands(warp, lane), lane=lane)
         return None
 
     return run

@@ -6,20 +6,21 @@ PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions".
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from megamoe_jit.emulator.engines import wgmma
 from megamoe_jit.emulator.isa.decode import Decode, Reader
+from megamoe_jit.emulator.isa.operands import check_count, register_offsets, uniform
 from megamoe_jit.emulator.isa.table import Form, handler
 from megamoe_jit.emulator.machine.engine import Handler
-from megamoe_jit.emulator.parser.nodes import Address, Imm, RegOp, Vec
+from megamoe_jit.emulator.parser.nodes import Address, Imm, Vec
 from megamoe_jit.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.outcome import Outcome
     from megamoe_jit.emulator.machine.state import Warp
-
-import numpy as np
 
 _SECTION = wgmma.SECTION
 _DEPTH = {"f16": 16, "bf16": 16, "tf32": 8, "e4m3": 32, "e5m2": 32, "s8": 32, "u8": 32}
@@ -80,9 +81,9 @@ def wgmma_mma_async(d: Decode) -> Handler:
     read_b, read_scale = d.value(2, np.uint64), d.predicate(3)
 
     def run(warp: Warp, _: int) -> Outcome:
-        a_raw = None if a_reader is None else _uniform(warp, a_reader, "descriptor of A")
-        b_raw = _uniform(warp, read_b, "descriptor of B")
-        scale_d = bool(_uniform(warp, read_scale, "scale-d"))
+        a_raw = None if a_reader is None else uniform(warp, a_reader, "descriptor of A", _SECTION)
+        b_raw = uniform(warp, read_b, "descriptor of B", _SECTION)
+        scale_d = bool(uniform(warp, read_scale, "scale-d", _SECTION))
         wgmma.warpgroup_of(warp).issue(warp, plan, a_raw, b_raw, scale_d)
         return None
 
@@ -108,21 +109,6 @@ def wgmma_refused(d: Decode) -> Handler:
     raise UnsupportedError(f"{d.form.opcode}: {what} are not modelled.")
 
 
-def _uniform(warp: Warp, read: Reader, name: str) -> int:
-    """Return an operand that all lanes must agree on."""
-    values = read(warp)
-    if (values != values[0]).any():
-        lane = int(np.flatnonzero(values != values[0])[0])
-        warp.machine.fault(
-            "non-uniform",
-            f"{name} is {int(values[0]):#x} in lane 0, but {int(values[lane]):#x} in lane {lane}: the whole warpgroup "
-            "must agree.",
-            by=warp,
-            section=_SECTION,
-        )
-    return int(values[0])
-
-
 def _shape(form: Form) -> wgmma.Shape:
     found = re.fullmatch(r"m64n(\d+)k(\d+)", form["shape"])
     assert found
@@ -139,21 +125,12 @@ def _shape(form: Form) -> wgmma.Shape:
     return wgmma.Shape(n, k, d_type, a_type, b_type, form.has("satfinite"))
 
 
-def _registers(d: Decode, index: int, count: int, name: str) -> list[int]:
-    """Bytes at which the 32-bit registers of a vector operand begin in a register file."""
-    items = d.items(index)
-    if len(items) != count or not all(isinstance(item, RegOp) and item.reg.width == 4 for item in items):
-        raise UnsupportedError(f"{d.instruction.text}: {name} must be {count} registers of 32 bits.")
-    layout: Any = d.layout
-    return [layout.offset(item.reg) for item in items if isinstance(item, RegOp)]
-
-
 def _plan(d: Decode) -> tuple[wgmma.Plan, Reader | None]:
     """Decode an instruction: the plan, and what reads the descriptor of A (None: A is in registers)."""
     shape = _shape(d.form)
-    d_registers = _registers(d, 0, shape.n // (4 if shape.d_type == "f16" else 2), "D")
+    d_registers = register_offsets(d, 0, shape.n // (4 if shape.d_type == "f16" else 2), "D")
     in_registers = isinstance(d.operand(1), Vec)
-    a_places = wgmma.operand_places(shape, _registers(d, 1, 4, "A")) if in_registers else None
+    a_places = wgmma.operand_places(shape, register_offsets(d, 1, 4, "A")) if in_registers else None
     if isinstance(d.operand(1), Address) or isinstance(d.operand(2), Vec | Address):
         raise UnsupportedError(f"{d.instruction.text}: descriptors are 64-bit registers.")
     flags = _immediates(d, shape, in_registers)
@@ -176,8 +153,7 @@ def _immediates(d: Decode, shape: wgmma.Shape, in_registers: bool) -> dict[str, 
         names = ["negate_a", "negate_b"]
         if shape.a_type in ("f16", "bf16"):
             names += ["transpose_b"] if in_registers else ["transpose_a", "transpose_b"]
-    if d.count != 4 + len(names):
-        raise UnsupportedError(f"{d.instruction.text} has {d.count} operands, {d.form.opcode} takes {4 + len(names)}.")
+    check_count(d, 4 + len(names))
     flags = {}
     for place, name in enumerate(names, 4):
         operand = d.operand(place)

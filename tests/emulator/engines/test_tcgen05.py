@@ -448,3 +448,14 @@ def test_shapes_of_every_number_of_registers() -> None:
     plain = tcgen05_transfer.Shape("32x32b", 4)
     assert plain.base_step == 32
     assert tcgen05_transfer.Shape("16x64b", 4).base_step == 16
+
+
+def test_a_commit_of_another_thread_is_reported() -> None:
+    def setup(program: MiniProgram, warp: Warp) -> None:
+        with_cells(program, warp)
+        program.set(warp, "%r0", 0)
+        program.set(warp, "%first", np.arange(32) == 9)
+
+    body = f"{INIT}\n@%first {SHIFTED}{FINISH.format(1, '', '')}"
+    with pytest.raises(EmulatorFault, match=r"commit of lane 0 .* the work at PC 3 is lane 9's"):
+        run(body, setup=setup, warps=1, checks="error")
