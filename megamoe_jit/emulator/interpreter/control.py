@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,9 +22,12 @@ def lanes_in(mask: int) -> Iterator[int]:
         mask ^= lowest
 
 
+@functools.lru_cache(maxsize=4096)
 def bools(mask: int) -> npt.NDArray[np.bool_]:
-    """Return a mask as (32,) bool."""
-    return ((np.uint32(mask) >> _LANES) & 1).astype(np.bool_)
+    """Return a mask as (32,) bool; read-only, as it is kept."""
+    lanes = ((np.uint32(mask) >> _LANES) & 1).astype(np.bool_)
+    lanes.flags.writeable = False
+    return lanes
 
 
 def mask_of(lanes: npt.NDArray[np.bool_]) -> int:

@@ -149,11 +149,11 @@ class NumpyProgram:
 
         def step(warp: Warp, mask: int) -> None:
             lanes = control.bools(mask)
-            ops = NumpyOps(lanes)
-            results = list(operands.apply(ops, [read(warp) for read in readers]))
+            results = operands.apply(NumpyOps(lanes), [read(warp) for read in readers])
+            first = 0
             for count, write in writers:
-                write(warp, lanes, [ops.spread(result) for result in results[:count]])
-                del results[:count]
+                write(warp, lanes, results[first : first + count])
+                first += count
 
         return step
 
@@ -179,15 +179,16 @@ class NumpyProgram:
         read = decode.reader(operand, dtype)
         return [lambda warp: read(warp).copy()]
 
-    def _writer(self, typed: Typed) -> tuple[int, Callable[[Warp, Any, list[Any]], None]]:
+    def _writer(self, typed: Typed) -> tuple[int, Callable[[Warp, Any, tuple[Any, ...]], None]]:
+        """Return how many values a destination takes (one, or both halves), and what writes them."""
         operand, type = typed.operand, typed.type
         view, special = self.layout.view, self.layout.special
         if isinstance(operand, Sink):
             return (2 if type == "b128" else 1), lambda warp, lanes, values: None  # noqa: ARG005
         if isinstance(operand, Special):
 
-            def write_carry(warp: Warp, lanes: Any, values: list[Any]) -> None:
-                special(warp, CARRY.name)[lanes] = values[0][lanes]
+            def write_carry(warp: Warp, lanes: Any, values: tuple[Any, ...]) -> None:
+                np.copyto(special(warp, CARRY.name), values[0], where=lanes)
 
             return 1, write_carry
         if not isinstance(operand, RegOp):
@@ -197,18 +198,21 @@ class NumpyProgram:
             if reg.width != 16:
                 raise UnsupportedError("a 128-bit register is needed.")
 
-            def write_halves(warp: Warp, lanes: Any, values: list[Any]) -> None:
-                view(warp, reg)[lanes] = np.stack(values, axis=1)[lanes]
+            def write_halves(warp: Warp, lanes: Any, values: tuple[Any, ...]) -> None:
+                for half, value in enumerate(values):
+                    np.copyto(view(warp, reg)[:, half], value, where=lanes)
 
             return 2, write_halves
+        value_bytes = DTYPES[VALUE_TYPE[type]].itemsize
+        own = np.dtype(f"u{reg.width}")
+        same = np.dtype(f"u{value_bytes}")
         letter = "i" if type[0] == "s" else "u"
+        narrow, wide = np.dtype(f"{letter}{value_bytes}"), np.dtype(f"{letter}{reg.width}")
 
-        def write(warp: Warp, lanes: Any, values: list[Any]) -> None:
+        def write(warp: Warp, lanes: Any, values: tuple[Any, ...]) -> None:
             (value,) = values
-            target = view(warp, reg)
-            if value.dtype.kind != "b":
-                value = value.view(f"{letter}{value.dtype.itemsize}")
-            target[lanes] = value[lanes].astype(f"{letter}{reg.width}").view(target.dtype)
+            bits = value.view(same) if same == own else value.view(narrow).astype(wide).view(own)
+            np.copyto(view(warp, reg), bits, where=lanes)
 
         return 1, write
 
