@@ -13,6 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from megamoe_jit.emulator.isa.lanes import Calc, Lanes
+from megamoe_jit.emulator.isa.special_functions import FUNCTIONS, TABLES
+
 Array: TypeAlias = npt.NDArray[Any]
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -34,6 +37,7 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "gt": operator.gt,
     "ge": operator.ge,
 }
+_TABLES = {name: np.array(rows, np.uint64) for name, rows in TABLES.items()}
 _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "exp2": np.exp2,
     "log2": np.log2,
@@ -253,6 +257,13 @@ class NumpyOps:
 
     def call(self, name: str, *values: Array) -> Array:
         return _FUNCTIONS[name](*values)
+
+    def special(self, name: str, v: Array) -> Array:
+        found: Array = FUNCTIONS[name](Calc(self), Lanes(self, v)).raw
+        return found
+
+    def table(self, name: str, index: Array) -> Array:
+        return _TABLES[name][index]
 
     # Across lanes.
     def lane_id(self) -> Array:

@@ -1,6 +1,6 @@
-"""Approximate functions: computed in f64 and rounded once, which is within every documented error.
+"""Approximate functions. ex2, rcp, rsqrt, sqrt and div give the bits of the hardware (see `special_functions`).
 
-The hardware's tables differ from this in the last bits.
+The others are computed in f64 and rounded once, which is within every documented error; the last bits differ.
 """
 
 # Every form has the same arguments, whether it looks at them or not.
@@ -8,10 +8,11 @@ The hardware's tables differ from this in the last bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from megamoe_jit.emulator.isa import rounding
-from megamoe_jit.emulator.isa.codecs import BF16, decode, encode
+from megamoe_jit.emulator.isa.codecs import BF16, F16, decode, encode
 from megamoe_jit.emulator.isa.floating import half_format, per_half
 from megamoe_jit.emulator.isa.lanes import Calc, Lanes
 from megamoe_jit.emulator.isa.table import Form, pure
@@ -46,31 +47,58 @@ def _half(form: Form, function: Callable[[Lanes], Lanes], a: Lanes) -> Lanes:
     return per_half(form.type, scalar, a)
 
 
+# What the assembler makes of the forms without .ftz: operands and results that the function would flush are scaled.
+_SMALLEST_NORMAL, _TOO_LARGE = 1 << 23, 253 << 23
+
+
+def _magnitude(a: Lanes) -> Lanes:
+    return a.cast("i32") & 0x7FFFFFFF
+
+
 @pure("rcp.approx{.ftz}.f32", dst="f32", src="f32", section=_FLOAT + "rcp")
 def rcp(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """Reciprocal."""
-    return _flushed(form, lambda x: 1.0 / x, a)
+    if form.has("ftz"):
+        return calc.special("rcp", a)
+    magnitude = _magnitude(a)
+    factor = magnitude.ult(_SMALLEST_NORMAL).where(2.0**24, magnitude.uge(_TOO_LARGE).where(0.25, a.const(1.0)))
+    return rounding.canonical(calc.special("rcp", a * factor) * factor)
 
 
 @pure("sqrt.approx{.ftz}.f32", dst="f32", src="f32", section=_FLOAT + "sqrt")
 def sqrt(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """Square root."""
-    return _flushed(form, lambda x: x.sqrt(), a)
+    if form.has("ftz"):
+        return calc.special("sqrt", a)
+    is_small = _magnitude(a).ult(_SMALLEST_NORMAL)
+    root = calc.special("sqrt", is_small.where(a * 2.0**24, a))
+    return rounding.canonical(is_small.where(root * 2.0**-12, root))
 
 
 @pure("rsqrt.approx{.ftz}.f32", dst="f32", src="f32", section=_FLOAT + "rsqrt")
 def rsqrt(calc: Calc, form: Form, a: Lanes) -> Lanes:
     """Reciprocal of the square root."""
-    return _flushed(form, lambda x: (1.0 / x.widen().sqrt()).narrow(), a)
+    if form.has("ftz"):
+        return calc.special("rsqrt", a)
+    is_small = _magnitude(a).ult(_SMALLEST_NORMAL)
+    root = calc.special("rsqrt", is_small.where(a * 2.0**24, a))
+    return rounding.canonical(is_small.where(root * 2.0**12, root))
+
+
+def _quotient(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
+    """Multiply by the reciprocal."""
+    result = rounding.canonical(a * calc.special("rcp", b))
+    return rounding.flush(result) if form.has("ftz") else result
 
 
 @pure("div.full{.ftz}.f32", dst="f32", src="f32 f32", section=_FLOAT + "div")
 def div_full(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
-    """Quotient."""
+    """Quotient; operands are scaled where the reciprocal of b would be lost."""
     if form.has("ftz"):
         a, b = rounding.flush(a), rounding.flush(b)
-    result = rounding.canonical(a / b)
-    return rounding.flush(result) if form.has("ftz") else result
+    magnitude = _magnitude(b)
+    factor = magnitude.ult(_SMALLEST_NORMAL).where(2.0**24, magnitude.uge(_TOO_LARGE).where(0.25, a.const(1.0)))
+    return _quotient(calc, form, a * factor, b * factor)
 
 
 @pure("div.approx{.ftz}.f32", dst="f32", src="f32 f32", section=_FLOAT + "div")
@@ -78,18 +106,19 @@ def div_approx(calc: Calc, form: Form, a: Lanes, b: Lanes) -> Lanes:
     """Quotient; a divisor past 2**126 gives zero, or NaN below infinity, as the manual says."""
     if form.has("ftz"):
         a, b = rounding.flush(a), rounding.flush(b)
-    bits = b.cast("i32")
-    magnitude = bits & 0x7FFFFFFF
-    huge = magnitude.ugt((127 + 126) << 23) & magnitude.ult(0xFF << 23)
-    zero = (bits & 0x80000000).cast("f32")
-    result = rounding.canonical(huge.where(a * zero, a / b))
-    return rounding.flush(result) if form.has("ftz") else result
+        return _quotient(calc, form, a, b)
+    factor = _magnitude(b).ult(_SMALLEST_NORMAL).where(2.0**24, a.const(1.0))
+    return _quotient(calc, form, a * factor, b * factor)
 
 
 @pure("ex2.approx{.ftz}.f32", dst="f32", src="f32", section=_FLOAT + "ex2")
 def ex2(calc: Calc, form: Form, a: Lanes) -> Lanes:
-    """Two to the power of a."""
-    return _flushed(form, _through_double(calc, "exp2"), a)
+    """Two to the power of a; without .ftz results below the normal numbers are squares of roots."""
+    if form.has("ftz"):
+        return calc.special("ex2", a)
+    is_low = a.compare("olt", -126.0)
+    power = calc.special("ex2", is_low.where(a * 0.5, a))
+    return is_low.where(power * power, power)
 
 
 @pure("lg2.approx{.ftz}.f32", dst="f32", src="f32", section=_FLOAT + "lg2")
@@ -125,8 +154,15 @@ def tanh_half(calc: Calc, form: Form, a: Lanes) -> Lanes:
 @pure("ex2.approx.ftz.<type>", types="bf16 bf16x2", dst="<type>", src="<type>", section=_HALF + "ex2")
 @pure("ex2.approx.<type>", types="f16 f16x2", dst="<type>", src="<type>", section=_HALF + "ex2")
 def ex2_half(calc: Calc, form: Form, a: Lanes) -> Lanes:
-    """Two to the power of a."""
-    return _half(form, _through_double(calc, "exp2"), a)
+    """Two to the power of a: that of f32, cut off."""
+    format = half_format(form.type)
+
+    def scalar(code: Lanes) -> Lanes:
+        power = calc.special("ex2", decode(code, format))
+        too_large = power.compare("oge", 65536.0).where(math.inf, power) if format is F16 else power
+        return encode(too_large, format, "rz")
+
+    return per_half(form.type, scalar, a)
 
 
 def _gross(a: Lanes, function: Callable[[Lanes], Lanes]) -> Lanes:

@@ -287,6 +287,14 @@ class Calc:
         """Evaluate exp2, log2, tanh, sin or cos in f64."""
         return Lanes(self.ops, self.ops.call(name, value.raw))
 
+    def special(self, name: str, value: Lanes) -> Lanes:
+        """Approximate ex2, rcp, rsqrt or sqrt of an f32 as the hardware does."""
+        return Lanes(self.ops, self.ops.special(name, value.raw))
+
+    def table(self, name: str, index: Lanes) -> Lanes:
+        """Take a row (i64) of a table by its number (i32)."""
+        return Lanes(self.ops, self.ops.table(name, index.raw))
+
     def lane_id(self) -> Lanes:
         """The lane's number (i32)."""
         return Lanes(self.ops, self.ops.lane_id())

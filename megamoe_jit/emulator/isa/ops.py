@@ -116,6 +116,12 @@ class Ops(Protocol):
     def call(self, name: str, *values: V) -> V:
         """Evaluate exp2, log2, tanh, sin or cos of an f64 value with the C library's accuracy."""
 
+    def special(self, name: str, v: V) -> V:
+        """Evaluate one of `special_functions.FUNCTIONS` on an f32 value."""
+
+    def table(self, name: str, index: V) -> V:
+        """Take the row of `special_functions.TABLES` (i64) with a number (i32) that the table has."""
+
     # Across lanes.
     def lane_id(self) -> V:
         """The lane's number as i32."""

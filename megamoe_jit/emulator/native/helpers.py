@@ -11,7 +11,7 @@ from megamoe_jit.emulator.native.control_helpers import control_helpers
 from megamoe_jit.emulator.native.ir import Body, module_text
 from megamoe_jit.emulator.native.memory_helpers import ZEROS, memory_helpers
 from megamoe_jit.emulator.native.objects import ObjectCache
-from megamoe_jit.emulator.native.value_helpers import value_helpers
+from megamoe_jit.emulator.native.value_helpers import table_data, value_helpers
 
 
 def helper_bodies() -> list[Body]:
@@ -60,4 +60,4 @@ def _names() -> list[str]:
 
 
 def _text() -> str:
-    return module_text(_bodies(), [ZEROS])
+    return module_text(_bodies(), [ZEROS, *table_data()])

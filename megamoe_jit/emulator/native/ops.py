@@ -267,6 +267,12 @@ class LlvmOps:
     def call(self, name: str, *values: Val) -> Val:
         return self.f.call(f"emu_{name}", LANES["f64"], *values)
 
+    def special(self, name: str, v: Val) -> Val:
+        return self.f.call(f"emu_special_{name}", LANES["f32"], v)
+
+    def table(self, name: str, index: Val) -> Val:
+        return self.f.call(f"emu_table_{name}", LANES["i64"], index)
+
     # --- lanes ---
 
     def lane_id(self) -> Val:

@@ -1,4 +1,4 @@
-"""Native helpers that compute: divisions, moves between lanes, functions of the C library.
+"""Native helpers that compute: divisions, moves between lanes, functions of the C library and of the hardware.
 
 They are out of line because LLVM would expand them lane by lane in each place where they are used. No lane traps,
 whatever its operands.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from megamoe_jit.emulator.isa.lanes import Calc, Lanes
+from megamoe_jit.emulator.isa.special_functions import FUNCTIONS, TABLES
 from megamoe_jit.emulator.native.ir import Body, Val, vector
+from megamoe_jit.emulator.native.ops import LANES, LlvmOps
 
 DOUBLES = vector(32, "double")
 C_FUNCTIONS = ("log2", "tanh", "sin", "cos")
@@ -19,7 +22,16 @@ def value_helpers() -> list[Body]:
     """Return all of them."""
     divisions = [_divide(op, bits) for op in ("udiv", "urem", "sdiv", "srem") for bits in (8, 16, 32, 64)]
     permutes = [_permute(bits) for bits in (8, 16, 32, 64)]
-    return [*divisions, *permutes, *map(_c_function, C_FUNCTIONS), _exp2()]
+    specials = [*map(_table, TABLES), *map(_special, FUNCTIONS)]
+    return [*divisions, *permutes, *map(_c_function, C_FUNCTIONS), _exp2(), *specials]
+
+
+def table_data() -> list[str]:
+    """Return the constants that tables are read from."""
+    listed = {name: ", ".join(f"i64 {row}" for row in rows) for name, rows in TABLES.items()}
+    return [
+        f"@emu_rows_{name} = internal constant [{len(TABLES[name])} x i64] [{rows}]" for name, rows in listed.items()
+    ]
 
 
 def _lanewise(f: Body, result: str, operands: list[Val], scalar: Callable[..., Val]) -> None:
@@ -63,6 +75,25 @@ def _c_function(name: str) -> Body:
     f = Body(f"emu_{name}", DOUBLES, [(DOUBLES, "x")])
     _lanewise(f, "double", [f["x"]], lambda x: f.call(name, "double", x))
     return f
+
+
+def _table(name: str) -> Body:
+    f = Body(f"emu_table_{name}", LANES["i64"], [(LANES["i32"], "index")])
+    rows = Val(f, "ptr", f"@emu_rows_{name}")
+    last = len(TABLES[name]) - 1  # a power of two less one; lanes that do not execute may ask for anything
+    _lanewise(f, "i64", [f["index"] & last], lambda index: rows.at(index.zext("i64"), "i64").load("i64"))
+    return f
+
+
+def _special(name: str) -> Body:
+    f = Body(f"emu_special_{name}", LANES["f32"], [(LANES["f32"], "x")])
+    ops = LlvmOps(f, _no_lanes)
+    f.ret(FUNCTIONS[name](Calc(ops), Lanes(ops, f["x"])).raw)
+    return f
+
+
+def _no_lanes() -> Val:
+    raise AssertionError("functions of a value do not ask which lanes execute")
 
 
 def _exp2() -> Body:
