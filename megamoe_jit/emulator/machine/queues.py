@@ -127,12 +127,16 @@ class AsyncQueues:
 
     def step(self) -> bool:
         """Run one operation that may run, chosen by the seed; returns False when none may."""
-        heads = [queue[0] for queue in self._fifo.values()]
-        candidates = [op for op in (*self._free, *heads) if op.ready is None or op.ready()]
-        if not candidates:
-            return False
-        self.run(candidates[self.rng.randrange(len(candidates))])
-        return True
+        heads = list(self._fifo.values())
+        count = len(self._free) + len(heads)
+        start = self.rng.randrange(count) if count else 0
+        for index in range(start, start + count):
+            place = index % count - len(self._free)
+            op = self._free[place] if place < 0 else heads[place][0]
+            if op.ready is None or op.ready():
+                self.run(op)
+                return True
+        return False
 
     def chance(self) -> None:
         """Run an operation with the probability of the policy; the scheduler calls it at each step."""
