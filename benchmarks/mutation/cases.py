@@ -52,12 +52,12 @@ def _on_backend(name: str, kernel: str, call: Callable[[], Tensor]) -> Case:
 
 
 def grouped_gemm(recipe: str = "nvfp4_nvfp4", cta_group: int = 2) -> Case:
-    """Blackwell's grouped GEMM: two experts, tiles with a tail, more K stages than a ring has."""
+    """Blackwell's grouped GEMM: two experts, tiles with a tail; every CTA group reuses stages and accumulators."""
     from megamoe_jit.formats import block_scaled
     from megamoe_jit.ops import gemm
 
     generator = torch.Generator().manual_seed(3)
-    counts, n, k = [37, 12], 256, 256 * 9
+    counts, n, k = [70, 41], 512, 256 * 3
     x = torch.randn(sum(counts), k, generator=generator)
     # Rows and blocks of different sizes, so that a scale factor in a wrong place shows.
     x *= torch.exp2(torch.randint(-3, 4, (sum(counts), k // 32), generator=generator).float()).repeat_interleave(32, 1)
