@@ -96,6 +96,7 @@ def _is_possible(form: Form) -> bool:
     section=_MOVEMENT + "ld, ld.global.nc", types=_TYPES, where=_is_possible,
 )  # fmt: skip
 @memory("ldu{space:.global|}" + _VECTOR, section=_MOVEMENT + "ldu", types=_TYPES, where=_is_possible)
+@memory("ld.volatile{space:.local}" + _VECTOR, section=_MOVEMENT + "ld", types=_TYPES, where=_is_possible)
 def load(form: Form) -> Access:
     """Load elements; narrow ones are widened to their registers as their type says."""
     return Access(is_load=True, space=_SPACES[form["space"]], type=form.type, count=_count(form))
@@ -105,6 +106,7 @@ def load(form: Form) -> Access:
     "st{.weak}{space:.global|.local|.shared{::cta|::cluster|}|}{.wb|.cg|.cs|.wt|}" + _LEVELS + _VECTOR,
     section=_MOVEMENT + "st", types=_TYPES, where=_is_possible,
 )  # fmt: skip
+@memory("st.volatile{space:.local}" + _VECTOR, section=_MOVEMENT + "st", types=_TYPES, where=_is_possible)
 def store(form: Form) -> Access:
     """Store elements: the low bits of registers that are wider."""
     return Access(is_load=False, space=_SPACES[form["space"]], type=form.type, count=_count(form))

@@ -1,4 +1,7 @@
-"""Strong loads and stores: relaxed, acquire, release, volatile, mmio. A load that sees what it saw before yields."""
+"""Strong loads and stores: relaxed, acquire, release, volatile, mmio. A load that sees what it saw before yields.
+
+Volatile accesses to local memory, which no other thread sees, are ordinary ones (`memory`).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 _SECTION = "Data Movement and Conversion Instructions: "
 _TYPES = "b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64"
-_SPACE = "{space:.global|.shared{::cta|::cluster|}|.const|.local|}"
+_SPACE = "{space:.global|.shared{::cta|::cluster|}|.const|}"
 _HINTS = (
     "{.L1::evict_normal|.L1::evict_unchanged|.L1::evict_first|.L1::evict_last|.L1::no_allocate|}"
     "{.L2::evict_normal|.L2::evict_first|.L2::evict_last|}{.L2::cache_hint}{.L2::64B|.L2::128B|.L2::256B|}"
