@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 
 from cuda.bindings import nvrtc
 
@@ -109,6 +110,16 @@ __device__ __forceinline__ u32 ld_cluster(u32 address) {
     return v;
 }
 """
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="emulator-objects-")
+
+
+def object_cache() -> str:
+    """Return a folder for `Emulator(cache_dir=...)` that lasts as long as this process: kernels are compiled once."""
+    return _folder().name
 
 
 @functools.cache

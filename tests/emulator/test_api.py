@@ -12,7 +12,7 @@ import torch
 
 from megamoe_jit.emulator import KINDS, Emulator, Launch, Memory, Module
 from megamoe_jit.errors import ArgumentError, MegaMoeError, MemoryFault, RaceFault, UnsupportedError
-from tests.emulator.cuda_source import compile_cuda
+from tests.emulator.cuda_source import compile_cuda, object_cache
 
 _ARGS = r"""
 struct alignas(8) Pair { short a; u64 b; };
@@ -30,7 +30,7 @@ extern "C" __global__ void copy(const u32* x, u32* y, int n) {
 
 @pytest.fixture(scope="module")
 def module() -> Module:
-    return Emulator().load(compile_cuda(_ARGS))
+    return Emulator(cache_dir=object_cache()).load(compile_cuda(_ARGS))
 
 
 def test_arguments_reach_their_parameters(module: Module) -> None:
@@ -88,7 +88,7 @@ def test_an_attribute_of_the_kernel_is_kept() -> None:
     extern "C" __global__ void __launch_bounds__(64) bounded(u32* x) { x[threadIdx.x] = 1; }
     extern "C" __global__ void __cluster_dims__(2, 1, 1) pairs(u32* x) { x[blockIdx.x] = cluster_rank() + 10; }
     """
-    module = Emulator().load(compile_cuda(source))
+    module = Emulator(cache_dir=object_cache()).load(compile_cuda(source))
     x = np.zeros(96, np.uint32)
     with pytest.raises(ArgumentError, match="has 96 threads; the kernel was compiled for 64 at most"):
         module.launch("bounded", 1, 96, args=[x])
@@ -122,7 +122,7 @@ def test_numpy_dtypes_and_read_only_arrays(module: Module) -> None:
 
 def test_raw_addresses_need_memory(module: Module) -> None:
     """An integer address is good when the memory was named, for this launch or for all."""
-    emulator = Emulator()
+    emulator = Emulator(cache_dir=object_cache())
     module = emulator.load(compile_cuda(_ARGS))
     x, y = np.arange(16, dtype=np.uint32), np.zeros(16, np.uint32)
     args = [x.ctypes.data, y, 16]
@@ -159,7 +159,7 @@ extern "C" __global__ void k(u32* out) {
 
 def test_variables_keep_their_values() -> None:
     """Global variables live as long as the module, once a rank; pointers between them are set up."""
-    module = Emulator().load(compile_cuda(_VARIABLES))
+    module = Emulator(cache_dir=object_cache()).load(compile_cuda(_VARIABLES))
     out = np.zeros(3, np.uint32)
     module.launch("k", 1, 32, args=[out])
     assert out.tolist() == [41, 4, 8]
@@ -188,7 +188,7 @@ extern "C" __global__ void exchange(u32* own, u32* peer, u32* own_flag, u32* pee
 def _exchange(signal: str = "st_release_sys", look: str = "ld_acquire_sys", peer: bool = True) -> list[Any]:
     """Two ranks write into each other's second half; returns each rank's output and expectation."""
     n = 100
-    emulator = Emulator(seed=5)
+    emulator = Emulator(cache_dir=object_cache(), seed=5)
     module = emulator.load(compile_cuda(_RANKS.replace("SIGNAL", signal).replace("LOOK", look)))
     own = [np.concatenate([np.arange(n, dtype=np.uint32) + 1000 * r, np.zeros(n, np.uint32)]) for r in range(2)]
     flags, out = [np.zeros(1, np.uint32) for _ in range(2)], [np.zeros(n, np.uint32) for _ in range(2)]
@@ -245,8 +245,8 @@ def test_what_happens_to_findings() -> None:
     """checks: errors raise, warnings are noted; suppressed kinds are neither; off looks at no accesses."""
     ptx, x = compile_cuda(_RACE), np.zeros(64, np.uint32)
     with pytest.raises(RaceFault):
-        Emulator().load(ptx).launch("k", 1, 64, args=[x])
-    module = Emulator(checks="warn").load(ptx)
+        Emulator(cache_dir=object_cache()).load(ptx).launch("k", 1, 64, args=[x])
+    module = Emulator(cache_dir=object_cache(), checks="warn").load(ptx)
     module.launch("k", 1, 64, args=[x])
     (finding,) = module.report.findings
     assert (finding.kind, finding.severity) == ("race", "error")
@@ -272,7 +272,7 @@ def test_uninitialised_shared_memory_is_a_warning() -> None:
     }"""
     x = np.zeros((2, 64), np.uint32)
     for seed in range(2):
-        module = Emulator(seed=seed).load(compile_cuda(source))
+        module = Emulator(cache_dir=object_cache(), seed=seed).load(compile_cuda(source))
         module.launch("k", 1, 64, args=[x[seed]])
         (finding,) = module.report.findings
         assert (finding.kind, finding.severity) == ("uninitialised", "warning")
@@ -287,7 +287,7 @@ def test_reports_count() -> None:
         for (int i = 0; i < 10; i++) { x[threadIdx.x] += i; __syncthreads(); }
         if (threadIdx.x == 3) printf("%d of %s\n", 3, "them");
     }"""
-    module = Emulator().load(compile_cuda(source))
+    module = Emulator(cache_dir=object_cache()).load(compile_cuda(source))
     x = np.zeros(64, np.uint32)
     module.launch("k", 1, 64, args=[x])
     report = module.report
@@ -310,7 +310,7 @@ def test_reports_count() -> None:
 
 def test_unknown_instructions_are_listed_before_anything_runs() -> None:
     ptx = compile_cuda(_ARGS).replace("st.global.u32", "st.global.strange.u32")
-    module = Emulator().load(ptx)
+    module = Emulator(cache_dir=object_cache()).load(ptx)
     x, y = np.arange(4, dtype=np.uint32), np.zeros(4, np.uint32)
     with pytest.raises(UnsupportedError, match=r"(?s)cannot execute .*kernel\.cu:\d+.*st\.global\.strange\.u32"):
         module.launch("copy", 1, 32, args=[x, y, 4])

@@ -7,7 +7,7 @@ import pytest
 
 from megamoe_jit.emulator import Emulator
 from megamoe_jit.errors import RaceFault
-from tests.emulator.cuda_source import compile_cuda
+from tests.emulator.cuda_source import compile_cuda, object_cache
 
 BLOCK, GRID = 64, 4
 N = BLOCK * GRID
@@ -172,7 +172,7 @@ extern "C" __global__ void k(unsigned* x, unsigned* y, unsigned* ws) {
 
 
 def launch(source: str, **settings: object) -> tuple[np.ndarray, list[str]]:
-    module = Emulator(**settings).load(compile_cuda(source, headers=True))  # type: ignore[arg-type]
+    module = Emulator(cache_dir=object_cache(), **settings).load(compile_cuda(source, headers=True))  # type: ignore[arg-type]
     x, y, ws = np.arange(1024, dtype=np.uint32), np.zeros(N, np.uint32), np.zeros(64, np.uint32)
     module.launch("k", GRID, BLOCK, args=[x, y, ws], cooperative=True)
     return y, [str(finding) for finding in module.report.findings]

@@ -9,7 +9,7 @@ import pytest
 
 from megamoe_jit.emulator import Emulator, Report
 from megamoe_jit.errors import DeadlockFault, EmulatorFault, MemoryFault, RaceFault
-from tests.emulator.cuda_source import compile_cuda
+from tests.emulator.cuda_source import compile_cuda, object_cache
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ WRONG = {
 
 def run(kernel: Kernel, wrong: dict[str, str], **settings: object) -> tuple[np.ndarray, np.ndarray, list[Report]]:
     """Launch once; returns x, y and the findings."""
-    module = Emulator(**settings).load(compile_cuda(kernel.text(**wrong)))  # type: ignore[arg-type]
+    module = Emulator(cache_dir=object_cache(), **settings).load(compile_cuda(kernel.text(**wrong)))  # type: ignore[arg-type]
     x = np.arange(1, 193, dtype=np.uint32) * 7
     x.flags.writeable = False
     y, flags = np.zeros(256, np.uint32), np.zeros(1, np.uint32)

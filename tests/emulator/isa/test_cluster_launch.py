@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megamoe_jit.emulator import Emulator, Limits
-from tests.emulator.cuda_source import compile_cuda
+from tests.emulator.cuda_source import compile_cuda, object_cache
 
 _SOURCE = r"""
 extern "C" __global__ void CLUSTER k(u32* owners, u32* tiles) {
@@ -57,7 +57,7 @@ def test_every_tile_is_done_once(resident: int, cluster: int, completion: str | 
     source = source.replace("BARRIER", _SYNC if cluster > 1 else "")
     source = source.replace("ASKS", "cluster_rank() == 0").replace("OFFSET", "cluster_rank()")
     owners, tiles = np.zeros((3, 8), np.uint32), np.zeros((3, 8), np.uint32)
-    module = Emulator(completion=completion, limits=Limits(resident_ctas=resident)).load(
+    module = Emulator(cache_dir=object_cache(), completion=completion, limits=Limits(resident_ctas=resident)).load(
         compile_cuda(source, "sm_100a")
     )
     module.launch("k", (8, 3), 32, cluster, args=[owners, tiles])

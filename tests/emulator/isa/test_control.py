@@ -7,7 +7,7 @@ import pytest
 
 from megamoe_jit.emulator import Emulator
 from megamoe_jit.errors import EmulatorFault
-from tests.emulator.cuda_source import compile_cuda
+from tests.emulator.cuda_source import compile_cuda, object_cache
 
 # What to print, its arguments in C, and what C's printf makes of it.
 _PRINTS = [
@@ -27,14 +27,14 @@ _PRINTS = [
 def test_printf(text: str, arguments: str, expected: str) -> None:
     comma = ", " if arguments else ""
     source = f'extern "C" __global__ void k(u32* n) {{ n[0] = printf("{text}\\n"{comma}{arguments}); }}'
-    module = Emulator().load(compile_cuda(source))
+    module = Emulator(cache_dir=object_cache()).load(compile_cuda(source))
     module.launch("k", 1, 1, args=[np.zeros(1, np.uint32)])
     assert module.report.printed == expected + "\n"
 
 
 def test_lanes_print_one_after_the_other() -> None:
     source = 'extern "C" __global__ void k() { if (threadIdx.x & 1) printf("%d;", threadIdx.x); }'
-    module = Emulator().load(compile_cuda(source))
+    module = Emulator(cache_dir=object_cache()).load(compile_cuda(source))
     module.launch("k", 1, 8)
     assert module.report.printed == "1;3;5;7;"
 
@@ -45,7 +45,7 @@ def test_asserts_and_traps_end_the_launch() -> None:
         if (what == 1 && threadIdx.x == 5) __assertfail("x > 0", "some/file.cu", 77, "void f()", 1);
         if (what == 2 && threadIdx.x == 6) { printf("before the end\n"); __trap(); }
     }"""
-    module = Emulator().load(compile_cuda(source))
+    module = Emulator(cache_dir=object_cache()).load(compile_cuda(source))
     module.launch("k", 1, 32, args=[0])
     with pytest.raises(EmulatorFault, match=r"some/file\.cu:77: void f\(\): Assertion `x > 0` failed") as caught:
         module.launch("k", 1, 32, args=[1])
@@ -75,7 +75,9 @@ extern "C" __global__ void __launch_bounds__(256) k(int what) {
 )
 def test_register_counts(first: int, second: int, words: str | None) -> None:
     counts = [f'ASM("setmaxnreg.{how}.sync.aligned.u32 {n};")' for how, n in (("dec", first), ("inc", second))]
-    module = Emulator().load(compile_cuda(_REGISTERS.replace("A;", counts[0] + ";").replace("B;", counts[1] + ";")))
+    module = Emulator(cache_dir=object_cache()).load(
+        compile_cuda(_REGISTERS.replace("A;", counts[0] + ";").replace("B;", counts[1] + ";"))
+    )
     if words is None:
         module.launch("k", 1, 256, args=[0])
         assert module.report.findings == []
@@ -90,7 +92,7 @@ def test_register_counts_are_the_warpgroups() -> None:
         'else ASM("setmaxnreg.dec.sync.aligned.u32 48;");'
     ).replace("B;", "")  # fmt: skip
     with pytest.raises(EmulatorFault, match=r"asks for \d+ registers, warp \d of the same warpgroup for"):
-        Emulator().load(compile_cuda(source)).launch("k", 1, 256, args=[0])
+        Emulator(cache_dir=object_cache()).load(compile_cuda(source)).launch("k", 1, 256, args=[0])
 
 
 def test_branches_and_calls() -> None:
@@ -121,7 +123,7 @@ def test_branches_and_calls() -> None:
         return steps
 
     out = np.zeros(128, np.uint32)
-    Emulator().load(compile_cuda(source)).launch("k", 1, 128, args=[out])
+    Emulator(cache_dir=object_cache()).load(compile_cuda(source)).launch("k", 1, 128, args=[out])
     for i in range(128):
         cases = [i * 3, i ^ 55, collatz(i + 1), i << 3, i // 3, ~i, i * i, None, 1000 + i]
         case = cases[i % 9]

@@ -9,6 +9,7 @@ from megamoe_jit.emulator import Emulator
 from megamoe_jit.emulator.isa.polling import order_of
 from megamoe_jit.emulator.isa.table import Kind, lookup
 from megamoe_jit.errors import MemoryFault, UnsupportedError
+from tests.emulator.cuda_source import object_cache
 
 _HEAD = ".version 8.7\n.target sm_100a\n.address_size 64\n"
 _ORDERS = [
@@ -55,7 +56,9 @@ def test_copies_of_every_width(load: str, store: str, space: str) -> None:
                 continue
             x = rng.integers(0, 256, 32 * size * vector, dtype=np.uint8)
             y = np.zeros_like(x)
-            module = Emulator().load(copy_kernel(load, store, space, type_, register_bytes, vector))
+            module = Emulator(cache_dir=object_cache()).load(
+                copy_kernel(load, store, space, type_, register_bytes, vector)
+            )
             module.launch("k", 1, 32, args=[x, y])
             assert np.array_equal(x, y), (type_, vector)
             assert module.report.findings == []
@@ -74,7 +77,7 @@ ret; }}
 """
     x = np.arange(-16, 16, dtype=np.int8) * 7
     y = np.zeros((32, 2), np.uint32)
-    Emulator().load(ptx).launch("k", 1, 32, args=[x, y])
+    Emulator(cache_dir=object_cache()).load(ptx).launch("k", 1, 32, args=[x, y])
     assert np.array_equal(y[:, 0].view(np.int32), x.astype(np.int32))
     assert np.array_equal(y[:, 1], x.view(np.uint8).astype(np.uint32))
 
@@ -83,7 +86,7 @@ def test_misaligned_vectors() -> None:
     ptx = copy_kernel("ld.acquire.gpu", "st.release.gpu", ".global", "b32", 4, 4)
     x, y = np.zeros(200, np.uint32), np.zeros(200, np.uint32)
     with pytest.raises(MemoryFault, match="no multiple of 16"):
-        Emulator().load(ptx).launch("k", 1, 32, args=[x[1 + (-(x.ctypes.data // 4)) % 4 :], y])
+        Emulator(cache_dir=object_cache()).load(ptx).launch("k", 1, 32, args=[x[1 + (-(x.ctypes.data // 4)) % 4 :], y])
 
 
 @pytest.mark.parametrize(

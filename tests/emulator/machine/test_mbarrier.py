@@ -15,7 +15,7 @@ from megamoe_jit.emulator import Emulator
 from megamoe_jit.emulator.checks.interface import NoChecks
 from megamoe_jit.emulator.machine.mbarrier import MAX_COUNT, Mbarrier, token_pending
 from megamoe_jit.errors import EmulatorFault
-from tests.emulator.cuda_source import compile_cuda
+from tests.emulator.cuda_source import compile_cuda, object_cache
 
 
 @dataclass
@@ -106,7 +106,7 @@ def test_ranges() -> None:
 
 def launch(source: str, *args: Any, block: int = 96, kinds: set[str] | None = None, **settings: Any) -> list[str]:
     """Run kernel k; returns kinds of findings, and adds that of a fault to `kinds`."""
-    module = Emulator(**settings).load(compile_cuda(source))
+    module = Emulator(cache_dir=object_cache(), **settings).load(compile_cuda(source))
     try:
         module.launch("k", 1, block, args=args)
     except EmulatorFault as fault:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megamoe_jit.emulator import Emulator
-from tests.emulator.cuda_source import compile_cuda
+from tests.emulator.cuda_source import compile_cuda, object_cache
 
 TILE = 256
 _PIPELINE = r"""
@@ -49,7 +49,9 @@ extern "C" __global__ void pipeline(const float* x, float* y, int num_tiles) {
 @pytest.mark.parametrize("completion", ["lazy", "eager", 0.05, 0.5])
 def test_ring_of_stages(stages: int, completion: str | float) -> None:
     """Two CTAs each run the tiles in order through a ring; the order of tiles shows in the sum."""
-    module = Emulator(seed=stages, completion=completion).load(compile_cuda(_PIPELINE.replace("STAGES", str(stages))))
+    module = Emulator(cache_dir=object_cache(), seed=stages, completion=completion).load(
+        compile_cuda(_PIPELINE.replace("STAGES", str(stages)))
+    )
     rng = np.random.default_rng(stages)
     for num_tiles in (0, 1, stages, 11):
         x = rng.integers(-8, 8, (max(num_tiles, 1), TILE)).astype(np.float32)
@@ -82,7 +84,7 @@ extern "C" __global__ void copy(const u32* x, u32* y, int n) {
 @pytest.mark.parametrize("completion", ["lazy", "eager", 0.1])
 def test_double_buffered_stores(completion: str | float) -> None:
     """Stores that are still pending when the CTA leaves are flushed."""
-    module = Emulator(completion=completion).load(compile_cuda(_STORE))
+    module = Emulator(cache_dir=object_cache(), completion=completion).load(compile_cuda(_STORE))
     x = np.arange(9 * 128, dtype=np.uint32)
     y = np.zeros_like(x)
     module.launch("copy", 1, 128, args=[x, y, 9])
@@ -111,7 +113,7 @@ extern "C" __global__ void states(u32* out) {
 
 def test_states_and_pending_counts() -> None:
     """Each of 64 arrivals of a phase sees another pending count, 64 to 1."""
-    module = Emulator(seed=3).load(compile_cuda(_STATES))
+    module = Emulator(cache_dir=object_cache(), seed=3).load(compile_cuda(_STATES))
     out = np.zeros((3, 64), np.uint32)
     module.launch("states", 1, 64, args=[out])
     assert np.array_equal(np.sort(out, axis=1), np.tile(np.arange(1, 65, dtype=np.uint32), (3, 1)))
@@ -141,7 +143,7 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) ring(const u32* x, u32* y) 
 @pytest.mark.parametrize("seed", range(3))
 def test_neighbours_of_a_cluster(seed: int) -> None:
     """Each CTA writes into its neighbour's shared memory and arrives on its barrier."""
-    module = Emulator(seed=seed).load(compile_cuda(_CLUSTER))
+    module = Emulator(cache_dir=object_cache(), seed=seed).load(compile_cuda(_CLUSTER))
     x = np.arange(8 * 64, dtype=np.uint32).reshape(2, 4, 64)
     y = np.zeros_like(x)
     module.launch("ring", 8, 64, args=[x, y])
@@ -176,7 +178,7 @@ extern "C" __global__ void named(u32* y, int rounds) {
 @pytest.mark.parametrize("seed", range(4))
 def test_named_barriers_hand_over(seed: int) -> None:
     """Half of the CTA produces, the other consumes, over two named barriers; then all reduce predicates."""
-    module = Emulator(seed=seed).load(compile_cuda(_NAMED))
+    module = Emulator(cache_dir=object_cache(), seed=seed).load(compile_cuda(_NAMED))
     y = np.zeros(128, np.uint32)
     module.launch("named", 1, 128, args=[y, 7])
     base = 1000 + 10000 * len(range(0, 128, 3))

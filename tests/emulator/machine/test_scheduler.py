@@ -9,7 +9,7 @@ import pytest
 
 from megamoe_jit.emulator import Emulator, Limits
 from megamoe_jit.errors import DeadlockFault, EmulatorFault
-from tests.emulator.cuda_source import compile_cuda
+from tests.emulator.cuda_source import compile_cuda, object_cache
 
 _STUCK = r"""
 extern "C" __global__ void stuck(u32* flag, int what) {
@@ -40,7 +40,7 @@ extern "C" __global__ void stuck(u32* flag, int what) {
 )
 def test_deadlocks_are_reported_within_seconds(what: int, words: list[str]) -> None:
     """A report names each warp's instruction, source line, and what it waits for; polling counts as waiting."""
-    module = Emulator().load(compile_cuda(_STUCK))
+    module = Emulator(cache_dir=object_cache()).load(compile_cuda(_STUCK))
     module.prepare("stuck")
     start = time.monotonic()
     if what == 3:  # the other warp leaves, so that the barrier of all who are left completes
@@ -56,7 +56,7 @@ def test_deadlocks_are_reported_within_seconds(what: int, words: list[str]) -> N
 def test_a_count_that_never_comes() -> None:
     source = 'extern "C" __global__ void k() { if (threadIdx.x < 32) ASM("bar.sync 3, 64;"); }'
     with pytest.raises(DeadlockFault, match=r"barrier 3 of CTA 0: 32 of 64 threads came \(warps \[0\]\)"):
-        Emulator().load(compile_cuda(source)).launch("k", 1, 64)
+        Emulator(cache_dir=object_cache()).load(compile_cuda(source)).launch("k", 1, 64)
 
 
 _TIMEOUT = r"""
@@ -76,8 +76,8 @@ def test_time_passes_when_asked() -> None:
     flag, out = np.zeros(1, np.uint32), np.zeros(1, np.uint64)
     ptx = compile_cuda(_TIMEOUT)
     with pytest.raises(DeadlockFault):
-        Emulator().load(ptx).launch("timeout", 1, 1, args=[flag, out, 10**11])
-    module = Emulator(limits=Limits(time_passes=True)).load(ptx)
+        Emulator(cache_dir=object_cache()).load(ptx).launch("timeout", 1, 1, args=[flag, out, 10**11])
+    module = Emulator(cache_dir=object_cache(), limits=Limits(time_passes=True)).load(ptx)
     module.launch("timeout", 1, 1, args=[flag, out, 10**11])
     assert int(out[0]) > 10**11
 
@@ -90,7 +90,7 @@ def test_short_time_outs_come_true_by_themselves() -> None:
         out[0] = clock64() - start;
     }"""
     out = np.zeros(1, np.uint64)
-    Emulator().load(compile_cuda(source)).launch("k", 1, 1, args=[np.zeros(1, np.uint32), out])
+    Emulator(cache_dir=object_cache()).load(compile_cuda(source)).launch("k", 1, 1, args=[np.zeros(1, np.uint32), out])
     assert 3000 <= int(out[0]) < 4000
 
 
@@ -103,7 +103,7 @@ def test_clocks_go_on_without_events() -> None:
         out[threadIdx.x] = clock64();
     }"""
     out = np.zeros(64, np.uint64)
-    Emulator().load(compile_cuda(source)).launch("k", 1, 64, args=[out])
+    Emulator(cache_dir=object_cache()).load(compile_cuda(source)).launch("k", 1, 64, args=[out])
     assert int(out.min()) >= 2000000  # a barrier hands the time over
 
 
@@ -144,7 +144,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) k(u32* out, u32* arrived, i
 def test_waves_of_clusters() -> None:
     """24 CTAs with room for 5: waves of two clusters; one that waits for all of them needs to be cooperative."""
     ptx = compile_cuda(_GRID)
-    emulator = Emulator(limits=Limits(resident_ctas=5))
+    emulator = Emulator(cache_dir=object_cache(), limits=Limits(resident_ctas=5))
     out, arrived = np.zeros(24 * 32, np.uint32), np.zeros(1, np.uint32)
     emulator.load(ptx).launch("k", (8, 3), 32, (2, 1, 1), args=[out, arrived, 0])
     assert np.array_equal(out, np.arange(24 * 32, dtype=np.uint32))
@@ -171,7 +171,7 @@ def test_seeds_choose_and_repeat() -> None:
 
     def order(seed: int) -> tuple[int, ...]:
         out = np.zeros(32, np.uint32)
-        Emulator(seed=seed).load(ptx).launch("k", 4, 256, args=[np.zeros(1, np.uint32), out])
+        Emulator(cache_dir=object_cache(), seed=seed).load(ptx).launch("k", 4, 256, args=[np.zeros(1, np.uint32), out])
         return tuple(out.tolist())
 
     seen = [order(seed) for seed in range(5)]
@@ -189,7 +189,9 @@ def test_spins_inside_a_warp_make_progress() -> None:
     }"""
     for seed in range(3):
         out = np.zeros(2, np.uint32)
-        Emulator(seed=seed).load(compile_cuda(source)).launch("k", 1, 32, args=[np.zeros(1, np.uint32), out])
+        Emulator(cache_dir=object_cache(), seed=seed).load(compile_cuda(source)).launch(
+            "k", 1, 32, args=[np.zeros(1, np.uint32), out]
+        )
         assert out.tolist() == [1, 2]
 
 
@@ -205,7 +207,7 @@ def test_lanes_that_left_are_not_waited_for() -> None:
         __syncthreads();
         out[threadIdx.x] = sum;
     }"""
-    module = Emulator().load(compile_cuda(source))
+    module = Emulator(cache_dir=object_cache()).load(compile_cuda(source))
     for n in (1, 31, 32, 33, 70, 128):
         out = np.zeros(128, np.uint32)
         module.launch("k", 1, 128, args=[out, n])
@@ -219,7 +221,7 @@ def test_aligned_instructions_want_all_lanes() -> None:
         if (threadIdx.x < 7) { __syncthreads(); out[0] = 1; } else { ASM("bar.sync 5, 32;"); }
     }"""
     with pytest.raises(EmulatorFault) as caught:
-        Emulator().load(compile_cuda(source)).launch("k", 1, 32, args=[np.zeros(1, np.uint32)])
+        Emulator(cache_dir=object_cache()).load(compile_cuda(source)).launch("k", 1, 32, args=[np.zeros(1, np.uint32)])
     assert caught.value.report.kind == "non-uniform"
     for words in ("lanes 0-6 at bar.sync", "lanes 7-31 at bar.sync 5, 32", "/roles/kernel.cu:3"):
         assert words in str(caught.value)
@@ -234,7 +236,7 @@ def test_an_odd_number_of_threads() -> None:
         __syncthreads();
         out[i] = tile[blockDim.x * blockDim.y * blockDim.z - 1 - i];
     }"""
-    module = Emulator().load(compile_cuda(source))
+    module = Emulator(cache_dir=object_cache()).load(compile_cuda(source))
     for block in ((1, 1, 1), (33, 1, 1), (5, 7, 3), (50, 2, 2)):
         n = block[0] * block[1] * block[2]
         out = np.zeros(n + 64, np.uint32)
