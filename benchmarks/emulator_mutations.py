@@ -35,9 +35,15 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     (
         "",
         "",
-        "ring.cuh:44",
+        "<- ring.cuh:44",
         "the last waits of a loader: what they wait for comes before an arrival that the epilogue waits for, in order "
         "of one thread's commits, which the emulator keeps",
+    ),
+    (
+        "",
+        "",
+        "at ring.cuh:38 <- ring.cuh:44",
+        "as above",
     ),
 )
 
@@ -59,7 +65,7 @@ def judge(case: Case, mutant: Mutant, num_random: int) -> Verdict:
         ("eager", "eager", range(1)),
         ("random", RANDOM, range(num_random)),
     ]
-    with replaced(case.program(), {mutant.instruction.index: mutant.handler}):
+    with replaced(case.program(), mutant.handlers):
         for policy, completion, seeds in plan:
             for seed in seeds:
                 how = _outcome(case, completion, seed)

@@ -22,14 +22,15 @@ Handler = Callable[[Any, int], Any]
 
 _COLUMN = 4  # of tensor memory: one block of 128 scale factors
 _BYTES = 16
+_WAIT_FILES = ("mbarrier.cuh:", "wait.cuh:", "ld_st.cuh:")
 _POLLED = 0x3FFFFFFF  # more than any counter waits for
 # Swizzle fields of matrix descriptors, 128 bytes -> 64 bytes: Hopper's bits 63..62, Blackwell's 63..61.
 _WGMMA_SWIZZLE, _TCGEN05_SWIZZLE = 3 << 62, 6 << 61
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Mutant:
-    """One mistake: its class, where it is, and the handler that makes it."""
+class Change:
+    """A change of one instruction: its class, what it does, and the handler that does it."""
 
     kind: str
     change: str
@@ -37,31 +38,44 @@ class Mutant:
     handler: Handler
 
     @property
-    def chain(self) -> str:
-        """The template's lines, innermost first, without folders; the PTX line where there are none."""
+    def chain(self) -> tuple[str, ...]:
+        """The template's lines, innermost first, without folders; the PTX line where there are none.
+
+        A wait is one place, although it tries once before it looks at the clock and then again and again.
+        """
         location = self.instruction.location
         if location is None:
-            return f"PTX line {self.instruction.line}"
-        return " <- ".join(f"{at.file.rpartition('/')[2]}:{at.line}" for at in location.chain)
-
-    @property
-    def place(self) -> str:
-        """Instruction and chain."""
-        return f"{self.instruction.opcode} at {self.chain}"
+            return (f"PTX line {self.instruction.line}",)
+        lines = tuple(f"{at.file.rpartition('/')[2]}:{at.line}" for at in location.chain)
+        is_wait = self.instruction.opcode.startswith(("mbarrier.try_wait", "mbarrier.test_wait", "ld.acquire"))
+        outer = tuple(line for line in lines if not line.startswith(_WAIT_FILES))
+        return outer if is_wait and outer else lines
 
 
-def mutants(program: Any, executed: Counter[int], *, copies: int = 2) -> list[Mutant]:
-    """Return the mistakes that the table below makes in instructions of `program` that were executed.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mutant:
+    """A mistake in one line of the source: the same change in every instruction that the compiler made of it."""
 
-    The compiler repeats a line of a template when it unrolls or inlines: `copies` of each place and change are kept,
-    the first ones and the last.
-    """
-    places: dict[tuple[str, ...], list[Mutant]] = {}
+    kind: str
+    change: str
+    place: str
+    handlers: dict[int, Handler]
+
+
+def mutants(program: Any, executed: Counter[int]) -> list[Mutant]:
+    """Return the mistakes that the table below makes in instructions of `program` that were executed."""
+    places: dict[tuple[str, str, str], dict[int, Handler]] = {}
     for instruction in program.function.instructions:
-        if instruction.index in program.binding.handlers and executed[instruction.index]:
-            for mutant in _mutants_of(program, instruction):
-                places.setdefault((mutant.kind, mutant.chain, mutant.change), []).append(mutant)
-    return [m for same in places.values() for m in (same if len(same) <= copies else [*same[: copies - 1], same[-1]])]
+        if instruction.index not in program.binding.handlers:
+            continue
+        for made in _changes_of(program, instruction):
+            place = f"{instruction.opcode} at {' <- '.join(made.chain)}"
+            places.setdefault((made.kind, made.change, place), {})[instruction.index] = made.handler
+    return [
+        Mutant(kind=kind, change=change, place=place, handlers=handlers)
+        for (kind, change, place), handlers in places.items()
+        if any(executed[pc] for pc in handlers)
+    ]
 
 
 @contextmanager
@@ -91,11 +105,11 @@ def counted(program: Any) -> Iterator[Counter[int]]:
         yield calls
 
 
-def _mutants_of(program: Any, i: Instruction) -> Iterator[Mutant]:
+def _changes_of(program: Any, i: Instruction) -> Iterator[Change]:
     opcode = i.opcode
 
-    def mutant(kind: str, change: str, handler: Handler) -> Mutant:
-        return Mutant(kind=kind, change=change, instruction=i, handler=handler)
+    def mutant(kind: str, change: str, handler: Handler) -> Change:
+        return Change(kind=kind, change=change, instruction=i, handler=handler)
 
     if opcode.startswith(("mbarrier.try_wait", "mbarrier.test_wait")):
         yield mutant("wait", "does not wait", _answer(program, i, 1))
