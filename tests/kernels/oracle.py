@@ -31,14 +31,15 @@ def tokens_and_routing(
     *,
     seed: int = 0,
     index_dtype: torch.dtype = torch.int64,
+    device: str = "cuda",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return random tokens on the GPU with distinct experts each, a tenth of the slots not routed."""
-    generator = torch.Generator("cuda").manual_seed(seed)
-    x = torch.randn(num_tokens, hidden, generator=generator, device="cuda").bfloat16()
-    scores = torch.rand(num_tokens, num_experts, generator=generator, device="cuda")
+    """Return random tokens with distinct experts each, a tenth of the slots not routed."""
+    generator = torch.Generator(device).manual_seed(seed)
+    x = torch.randn(num_tokens, hidden, generator=generator, device=device).bfloat16()
+    scores = torch.rand(num_tokens, num_experts, generator=generator, device=device)
     topk_idx = scores.topk(num_topk, dim=1).indices
-    topk_idx = torch.where(torch.rand(topk_idx.shape, generator=generator, device="cuda") < 0.1, -1, topk_idx)
-    return x, topk_idx.to(index_dtype), torch.rand(topk_idx.shape, generator=generator, device="cuda")
+    topk_idx = torch.where(torch.rand(topk_idx.shape, generator=generator, device=device) < 0.1, -1, topk_idx)
+    return x, topk_idx.to(index_dtype), torch.rand(topk_idx.shape, generator=generator, device=device)
 
 
 def check_output(
