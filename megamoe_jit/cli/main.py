@@ -12,6 +12,7 @@ from megamoe_jit.cli.cache import cache_app
 from megamoe_jit.cli.demo import demo
 from megamoe_jit.cli.doctor import doctor
 from megamoe_jit.cli.emulate import emulate
+from megamoe_jit.cli.explain import explain
 from megamoe_jit.cli.inspect import inspect
 from megamoe_jit.cli.inspect_sf import inspect_sf
 from megamoe_jit.cli.output import emit_json, log_console
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (doctor, demo, trace, emulate, warmup, inspect, inspect_sf, version):
+for command in (doctor, demo, trace, emulate, warmup, inspect, inspect_sf, explain, version):
     app.command()(command)
 app.add_typer(cache_app, name="cache")
 
