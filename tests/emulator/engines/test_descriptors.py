@@ -9,35 +9,7 @@ from megamoe_jit.emulator.engines import descriptors, operands
 from megamoe_jit.emulator.engines.descriptors import Swizzle
 from megamoe_jit.emulator.engines.numerics import FORMATS
 from megamoe_jit.emulator.engines.numerics.formats import Operand
-
-SM100_CODES = {"none": 0, "128B with 32B atom": 1, "128B": 2, "64B": 4, "32B": 6}
-SM90_CODES = {"none": 0, "128B": 1, "64B": 2, "32B": 3}
-
-
-def sm100(start: int, leading: int, stride: int, swizzle: str, *, absolute: bool = False) -> int:
-    return (
-        (start & 0x3FFFF) >> 4
-        | (leading >> 4) << 16
-        | (stride >> 4) << 32
-        | 1 << 46
-        | int(absolute) << 52
-        | SM100_CODES[swizzle] << 61
-    )
-
-
-def sm90(start: int, leading: int, stride: int, swizzle: str) -> int:
-    return (start & 0x3FFFF) >> 4 | (leading >> 4) << 16 | (stride >> 4) << 32 | SM90_CODES[swizzle] << 62
-
-
-def exchange(swizzle: str, x: int) -> int:
-    """The manual's table of swizzle functions."""
-    return {
-        "none": x,
-        "32B": x ^ ((x >> 3) & 0x10),
-        "64B": x ^ ((x >> 3) & 0x30),
-        "128B": x ^ ((x >> 3) & 0x70),
-        "128B with 32B atom": x ^ ((x >> 2) & 0x60),
-    }[swizzle]
+from tests.emulator.engines.tiles import exchange, sm90_descriptor, sm100_descriptor
 
 
 @pytest.mark.parametrize(
@@ -54,7 +26,7 @@ def test_ready_descriptors(value: int, swizzle: str, stride: int) -> None:
     assert not problems
     assert (decoded.start, decoded.leading, decoded.stride) == (0x12340, 0, stride)
     assert decoded.swizzle is Swizzle(swizzle)
-    assert value == sm100(0, 0, stride, swizzle)
+    assert value == sm100_descriptor(0, 0, stride, swizzle)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +41,7 @@ def test_ready_descriptors(value: int, swizzle: str, stride: int) -> None:
     ],
 )
 def test_illegal_sm100_fields_are_named(bits: int, field: str) -> None:
-    good = sm100(1024, 0, 1024, "none")
+    good = sm100_descriptor(1024, 0, 1024, "none")
     assert descriptors.decode_sm100(good)[1] == []
     _, problems = descriptors.decode_sm100(good | bits)
     assert len(problems) == 1
@@ -77,12 +49,12 @@ def test_illegal_sm100_fields_are_named(bits: int, field: str) -> None:
 
 
 def test_sm90_codes_and_fields() -> None:
-    for swizzle in SM90_CODES:
-        decoded, problems = descriptors.decode_sm90(sm90(2048, 128, 1024, swizzle))
+    for swizzle in ("none", "32B", "64B", "128B"):
+        decoded, problems = descriptors.decode_sm90(sm90_descriptor(2048, 128, 1024, swizzle))
         assert not problems
         assert decoded.swizzle is Swizzle(swizzle)
         assert (decoded.start, decoded.leading, decoded.stride) == (2048, 128, 1024)
-    _, problems = descriptors.decode_sm90(sm90(0, 0, 1024, "128B") | 1 << 46)
+    _, problems = descriptors.decode_sm90(sm90_descriptor(0, 0, 1024, "128B") | 1 << 46)
     assert "bits 48:46" in problems[0]
     assert "base offset" in descriptors.decode_sm90(1 << 49)[1][0]
 
@@ -101,7 +73,7 @@ def test_k_major_rows(swizzle: str) -> None:
     leading, stride = (2048, 128 * 3) if swizzle == "none" else (0, 8 * width + 1024)
     for step in range(width // 32 or 1):
         start = 4096 + 32 * step
-        decoded, _ = descriptors.decode_sm100(sm100(start, leading, stride, swizzle))
+        decoded, _ = descriptors.decode_sm100(sm100_descriptor(start, leading, stride, swizzle))
         assert not descriptors.layout_problems(decoded, mn_major=False)
         addresses = operands.operand_addresses(decoded, 64, 32, 1, 32, mn_major=False)
         codes = operands.shared_codes(memory, addresses, FORMATS["e4m3"], 64, packed=False, mn_major=False)
@@ -124,7 +96,7 @@ def test_mn_major_columns(swizzle: str, form: str, size: int) -> None:
     rows, depth = 64, 32 // size
     leading, stride = 8192, 1024 if swizzle != "none" else 512
     start = 16384
-    decoded, _ = descriptors.decode_sm100(sm100(start, leading, stride, swizzle))
+    decoded, _ = descriptors.decode_sm100(sm100_descriptor(start, leading, stride, swizzle))
     assert not descriptors.layout_problems(decoded, mn_major=True)
     addresses = operands.operand_addresses(decoded, rows, depth, size, 32, mn_major=True)
     codes = operands.shared_codes(memory, addresses, FORMATS[form], rows, packed=False, mn_major=True)
@@ -143,7 +115,7 @@ def test_mn_major_columns(swizzle: str, form: str, size: int) -> None:
 
 def test_mn_major_of_fewer_rows_than_a_piece() -> None:
     memory = np.arange(1 << 12, dtype=np.uint32).astype(np.uint8)
-    decoded, _ = descriptors.decode_sm100(sm100(1024, 256, 128, "none"))
+    decoded, _ = descriptors.decode_sm100(sm100_descriptor(1024, 256, 128, "none"))
     addresses = operands.operand_addresses(decoded, 8, 32, 1, 32, mn_major=True)
     codes = operands.shared_codes(memory, addresses, FORMATS["e4m3"], 8, packed=False, mn_major=True)
     assert codes.shape == (8, 32)
@@ -153,7 +125,7 @@ def test_mn_major_of_fewer_rows_than_a_piece() -> None:
 def test_packed_fp4_has_its_first_element_in_the_low_half() -> None:
     rng = np.random.default_rng(3)
     memory = rng.integers(0, 256, 8192).astype(np.uint8)
-    decoded, _ = descriptors.decode_sm100(sm100(2048 + 64, 0, 1024, "128B"))
+    decoded, _ = descriptors.decode_sm100(sm100_descriptor(2048 + 64, 0, 1024, "128B"))
     addresses = operands.operand_addresses(decoded, 16, 64, 1, 32, mn_major=False)
     codes = operands.shared_codes(memory, addresses, FORMATS["e2m1"], 16, packed=True, mn_major=False)
     for row in range(16):
@@ -167,7 +139,7 @@ def test_packed_fp4_has_its_first_element_in_the_low_half() -> None:
 def test_padded_groups_of_16(form: str, bits: int, mn_major: bool) -> None:
     rng = np.random.default_rng(4)
     memory = rng.integers(0, 256, 1 << 14).astype(np.uint8)
-    decoded, _ = descriptors.decode_sm100(sm100(4096, 4096, 1024, "128B"))
+    decoded, _ = descriptors.decode_sm100(sm100_descriptor(4096, 4096, 1024, "128B"))
     addresses = operands.operand_addresses(decoded, 32, 32, 1, 32, mn_major=mn_major)
     codes = operands.shared_codes(memory, addresses, FORMATS[form], 32, packed=False, mn_major=mn_major)
     for row in range(32):
@@ -183,7 +155,9 @@ def test_k96_continues_in_the_next_buffer() -> None:
     memory = rng.integers(0, 256, 1 << 15).astype(np.uint8)
     buffers = (4096, 12288)
     start = 96  # 48 bytes from here: 32 in this buffer, 16 in the next
-    decoded, problems = descriptors.decode_sm100(sm100(buffers[0] + start, buffers[1], 1024, "128B", absolute=True))
+    decoded, problems = descriptors.decode_sm100(
+        sm100_descriptor(buffers[0] + start, buffers[1], 1024, "128B", absolute=True)
+    )
     assert not problems
     assert not descriptors.layout_problems(decoded, mn_major=False, step_bytes=48)
     addresses = operands.operand_addresses(decoded, 16, 96, 1, 48, mn_major=False)
@@ -197,16 +171,16 @@ def test_k96_continues_in_the_next_buffer() -> None:
 
 
 def test_layout_problems_say_what_is_wrong() -> None:
-    over, _ = descriptors.decode_sm100(sm100(1024 + 112, 0, 1024, "128B"))
+    over, _ = descriptors.decode_sm100(sm100_descriptor(1024 + 112, 0, 1024, "128B"))
     assert "run over its end" in descriptors.layout_problems(over, mn_major=False)[0]
-    wrong, _ = descriptors.decode_sm100(sm100(1024, 0, 1024, "128B with 32B atom"))
+    wrong, _ = descriptors.decode_sm100(sm100_descriptor(1024, 0, 1024, "128B with 32B atom"))
     assert "only for MN-major" in descriptors.layout_problems(wrong, mn_major=False)[0]
-    absolute, _ = descriptors.decode_sm100(sm100(1024, 2048, 1024, "128B", absolute=True))
+    absolute, _ = descriptors.decode_sm100(sm100_descriptor(1024, 2048, 1024, "128B", absolute=True))
     assert "bit 52" in descriptors.layout_problems(absolute, mn_major=False)[0]
     assert not descriptors.layout_problems(absolute, mn_major=False, step_bytes=48)
-    inside, _ = descriptors.decode_sm100(sm100(1024 + 32, 0, 1024, "128B"))
+    inside, _ = descriptors.decode_sm100(sm100_descriptor(1024 + 32, 0, 1024, "128B"))
     assert "MN group" in descriptors.layout_problems(inside, mn_major=True)[0]
-    late, _ = descriptors.decode_sm100(sm100(1024 + 256, 0, 1024, "128B"))
+    late, _ = descriptors.decode_sm100(sm100_descriptor(1024 + 256, 0, 1024, "128B"))
     assert "row 2" in str(descriptors.phase_warning(late))
     assert descriptors.phase_warning(over) is None
 

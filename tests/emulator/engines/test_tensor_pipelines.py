@@ -14,6 +14,23 @@ from tests.emulator.cuda_source import compile_cuda
 
 TILES, STEPS, N = 3, 4, 64
 
+LOADER = r"""for (int i = 0; i < kTiles * kSteps; i++) {
+            const int s = i % kStages;
+            KEEP(kEmpty) mbar_wait(smem(&empty[s]), (i / kStages & 1) ^ 1);
+            if (kDrop == kProxy) {
+                for (int j = lane; j < int(kABytes); j += 32) a_tile[s][j] = a[i * kABytes + j];
+                __syncwarp();
+                if (lane == 0) mbar_arrive(smem(&full[s]));
+            }
+            if (lane == 0) {
+                mbar_arrive_tx(smem(&full[s]), (kDrop == kProxy ? 0 : kABytes) + kBBytes);
+                if (kDrop != kProxy) bulk_load(smem(a_tile[s]), a + i * kABytes, kABytes, smem(&full[s]));
+                bulk_load(smem(b_tile[s]), b + i * kBBytes, kBBytes, smem(&full[s]));
+            }
+        }
+"""
+"""What a loading warp does in both kernels."""
+
 # Warp 4 loads stages, warp 5 allocates and multiplies, warps 0 to 3 take D away. Operands are core matrices of 8 rows x
 # 16 bytes: 128 bytes, the next 8 rows 128 bytes on, the next 16 bytes of K behind all rows.
 TCGEN05 = r"""
@@ -50,20 +67,7 @@ extern "C" __global__ void __launch_bounds__(192) gemm(const unsigned char* a, c
     ASM("tcgen05.fence::after_thread_sync;" ::: "memory");
     const u32 tmem = *(volatile u32*)&slot;
     if (warp == 4) {
-        for (int i = 0; i < kTiles * kSteps; i++) {
-            const int s = i % kStages;
-            KEEP(kEmpty) mbar_wait(smem(&empty[s]), (i / kStages & 1) ^ 1);
-            if (kDrop == kProxy) {
-                for (int j = lane; j < int(kABytes); j += 32) a_tile[s][j] = a[i * kABytes + j];
-                __syncwarp();
-                if (lane == 0) mbar_arrive(smem(&full[s]));
-            }
-            if (lane == 0) {
-                mbar_arrive_tx(smem(&full[s]), (kDrop == kProxy ? 0 : kABytes) + kBBytes);
-                if (kDrop != kProxy) bulk_load(smem(a_tile[s]), a + i * kABytes, kABytes, smem(&full[s]));
-                bulk_load(smem(b_tile[s]), b + i * kBBytes, kBBytes, smem(&full[s]));
-            }
-        }
+        LOADER
     } else if (warp == 5) {
         const u32 idesc = 1 << 4 | (kN >> 3) << 17 | (128 >> 4) << 24;
         for (int t = 0; t < kTiles; t++) {
@@ -124,6 +128,7 @@ def operands(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 _TEXTS = {
+    "LOADER": LOADER,
     "REGISTERS": ", ".join(f"%{i}" for i in range(32)),
     "OUTPUTS": ", ".join(f'"=r"(v[{i}])' for i in range(32)),
     "ACCUMULATORS": ", ".join(f'"+f"(acc[{i}])' for i in range(32)),
@@ -204,20 +209,7 @@ extern "C" __global__ void __launch_bounds__(160) gemm(const unsigned char* a, c
     }
     __syncthreads();
     if (warp == 4) {
-        for (int i = 0; i < kTiles * kSteps; i++) {
-            const int s = i % kStages;
-            KEEP(kEmpty) mbar_wait(smem(&empty[s]), (i / kStages & 1) ^ 1);
-            if (kDrop == kProxy) {
-                for (int j = lane; j < int(kABytes); j += 32) a_tile[s][j] = a[i * kABytes + j];
-                __syncwarp();
-                if (lane == 0) mbar_arrive(smem(&full[s]));
-            }
-            if (lane == 0) {
-                mbar_arrive_tx(smem(&full[s]), (kDrop == kProxy ? 0 : kABytes) + kBBytes);
-                if (kDrop != kProxy) bulk_load(smem(a_tile[s]), a + i * kABytes, kABytes, smem(&full[s]));
-                bulk_load(smem(b_tile[s]), b + i * kBBytes, kBBytes, smem(&full[s]));
-            }
-        }
+        LOADER
         return;
     }
     float acc[32];
