@@ -119,21 +119,25 @@ def _reduce(operation: str, values: list[bool]) -> int:
 
 
 class NamedBarriers:
-    """The 16 barriers of a CTA."""
+    """The 16 barriers of a CTA, each made when it is first used."""
 
-    __slots__ = ("barriers",)
+    __slots__ = ("_cta", "_used")
 
     def __init__(self, cta: Cta) -> None:
         """All idle."""
-        self.barriers = [NamedBarrier(cta, index) for index in range(NUM_BARRIERS)]
+        self._cta = cta
+        self._used: dict[int, NamedBarrier] = {}
 
     def __getitem__(self, index: int) -> NamedBarrier:
         """Return barrier `index`, 0 to 15."""
-        return self.barriers[index]
+        barrier = self._used.get(index)
+        if barrier is None:
+            barrier = self._used[index] = NamedBarrier(self._cta, index)
+        return barrier
 
     def warp_left(self) -> None:
         """A warp has left: barriers that wait for all may be complete."""
-        for barrier in self.barriers:
+        for barrier in self._used.values():
             barrier.check()
 
 

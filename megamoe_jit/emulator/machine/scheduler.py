@@ -55,7 +55,7 @@ class Limits:
     max_instructions: int | None = None
     max_seconds: float | None = None
     stall_seconds: float = 300.0
-    resident_ctas: int = 1024
+    resident_ctas: int = 256
     time_passes: bool = False
 
 
@@ -71,7 +71,8 @@ class Scheduler:
         self.polled: list[Warp] = []
         self.resident: set[Cluster] = set()
         self.executed = 0
-        self._ahead: dict[Grid, int] = {}
+        self._ahead: dict[Grid, int] = {}  # clusters that were started, or taken over
+        self._here: dict[Grid, int] = {}  # clusters that are resident
         self._quiet = 0
         self._operations = 0
         self._time_passed = False
@@ -83,7 +84,7 @@ class Scheduler:
         """Run until all grids have ended."""
         self._started = self._event_time = time.monotonic()
         for grid in self.machine.grids:
-            self._ahead[grid] = 0
+            self._ahead[grid] = self._here[grid] = 0
             self._start(grid)
         steps = 0
         while self.resident:
@@ -275,9 +276,10 @@ class Scheduler:
         """Start as many clusters of `grid` as may be resident."""
         size = grid.cluster_dim[0] * grid.cluster_dim[1] * grid.cluster_dim[2]
         limit = grid.num_clusters if grid.cooperative else max(1, self.limits.resident_ctas // size)
-        while self._ahead[grid] < grid.num_clusters and sum(c.grid is grid for c in self.resident) < limit:
+        while self._ahead[grid] < grid.num_clusters and self._here[grid] < limit:
             cluster = self.machine.start_cluster(grid, self._ahead[grid])
             self._ahead[grid] += 1
+            self._here[grid] += 1
             self.resident.add(cluster)
             for cta in cluster.ctas:
                 for warp in cta.warps:
@@ -312,6 +314,7 @@ class Scheduler:
     def _exit_cluster(self, cluster: Cluster) -> None:
         grid = cluster.grid
         self.resident.discard(cluster)
+        self._here[grid] -= 1
         self.machine.checks.free_cluster(cluster)
         for cta in cluster.ctas:
             for warp in cta.warps:
