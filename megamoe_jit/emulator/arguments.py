@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import platform
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +20,7 @@ from megamoe_jit.errors import ArgumentError
 
 PARAM_ALIGNMENT = 256
 _MAX_PARAM_BYTES = 32764
+_MAP_32BIT = 0x40  # of Linux on x86-64; Python 3.13 names it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,12 +112,21 @@ def pack(function: Function, args: Sequence[Any], rank: int) -> tuple[npt.NDArra
         raise ArgumentError(f"{function.name} takes {len(function.params)} arguments, not {len(args)}: {names}.")
     if function.param_bytes > _MAX_PARAM_BYTES:
         raise ArgumentError(f"{function.name} has {function.param_bytes} bytes of parameters, of {_MAX_PARAM_BYTES}.")
-    buffer = aligned_zeros(max(function.param_bytes, 1), PARAM_ALIGNMENT)
+    buffer = _param_buffer(max(function.param_bytes, 1))
     regions: list[Region] = []
     for param, value in zip(function.params, args, strict=True):
         data = _encode(param, value, rank, regions)
         buffer[param.offset : param.offset + param.size] = np.frombuffer(data, np.uint8)
     return buffer, regions
+
+
+def _param_buffer(size: int) -> npt.NDArray[np.uint8]:
+    """Return zeros below 4 GiB where the system can: compilers may keep addresses of parameters in 32 bits."""
+    low = getattr(mmap, "MAP_32BIT", _MAP_32BIT if platform.machine() == "x86_64" else 0)
+    if sys.platform != "linux" or not low:
+        return aligned_zeros(size, PARAM_ALIGNMENT)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | low)
+    return np.frombuffer(pages, np.uint8)[:size]
 
 
 def _encode(param: Param, value: Any, rank: int, regions: list[Region]) -> bytes:
