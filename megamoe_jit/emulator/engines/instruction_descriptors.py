@@ -197,6 +197,8 @@ def shape_problems(idesc: InstructionDescriptor, *, cta_group: int, ws: bool, sc
     kind, m, n = idesc.kind, idesc.m, idesc.n
     name = f"kind::{kind.value}{'.ws' if ws else ''} with cta_group::{cta_group}"
     problems = []
+    if idesc.raw >> 30 and not ws and not kind.is_block_scaled:
+        problems.append(f"maximum shift (bits 31:30) is {idesc.raw >> 30}, which only .ws has")
     if ws:
         rows, columns = [32, 64, 128], [64, 128, 256]
     else:

@@ -130,11 +130,6 @@ class _Job:
         return self.layout.letter == "B"
 
     @property
-    def scale_words(self) -> int:
-        """Words along K that the scale factors of a row lie in."""
-        return -(-(max(self.idesc.sfa_id, self.idesc.sfb_id) + self.scales) // 4)
-
-    @property
     def a_lanes(self) -> Array:
         """Lanes of A's rows in tensor memory."""
         return self.layout.lanes(self.a_cell[0]) if self.layout.letter == "F" else np.arange(self.layout.rows)

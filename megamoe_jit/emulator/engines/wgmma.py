@@ -137,11 +137,13 @@ class Accumulator:
         plan: of an instruction that uses them (all of them name the same registers).
         matrix: [64, n] bits.
         outstanding: for each warp, instructions issued whose completion it has not waited for.
+        returned: for each warp, how many wgmma.fence it had executed when its rows went back to registers; -1: never.
     """
 
     plan: Plan
     matrix: Array
     outstanding: list[int] = field(default_factory=lambda: [0] * NUM_WARPS)
+    returned: list[int] = field(default_factory=lambda: [-1] * NUM_WARPS)
 
 
 @dataclass(slots=True, eq=False)
@@ -182,7 +184,7 @@ class Member:
     open: list[Collective] = field(default_factory=list)
     committed: deque[Group] = field(default_factory=deque)
     groups: int = 0
-    is_fenced: bool = False
+    fences: int = 0
 
 
 class Warpgroup(Waitable):
@@ -291,16 +293,20 @@ class Warpgroup(Waitable):
         accumulator, plan = collective.accumulator, collective.plan
         if not accumulator.outstanding[number]:
             self._check_overlap(warp, number, accumulator)
-            if not member.is_fenced:
+            registers = warp.regs.view(plan.d_dtype)
+            rows = accumulator.matrix[WARP_ROWS * number : WARP_ROWS * (number + 1)]
+            values = registers[plan.d_places]
+            returned = accumulator.returned[number]
+            touched = returned < 0 or (returned == member.fences and (values != rows).any())
+            if touched and member.fences == max(returned, 0):
                 warp.machine.report(
                     "wgmma-fence",
-                    "wgmma.mma_async uses accumulator registers that ordinary instructions may have touched, with no "
+                    "wgmma.mma_async uses accumulator registers that ordinary instructions have written, with no "
                     "wgmma.fence since.",
                     by=warp,
                     section=f"{SECTION}: wgmma.fence",
                 )
-            registers = warp.regs.view(plan.d_dtype)
-            accumulator.matrix[WARP_ROWS * number : WARP_ROWS * (number + 1)] = registers[plan.d_places]
+            rows[:] = values
             registers[plan.d_places] = POISON.astype(plan.d_dtype)
         accumulator.outstanding[number] += 1
 
@@ -380,7 +386,7 @@ class Warpgroup(Waitable):
 
     def fence(self, warp: Warp) -> None:
         """`wgmma.fence`."""
-        self.members[warp.index % NUM_WARPS].is_fenced = True
+        self.members[warp.index % NUM_WARPS].fences += 1
 
     def commit(self, warp: Warp) -> None:
         """`wgmma.commit_group`: close the warp's group; groups of four warps have one number."""
@@ -417,7 +423,7 @@ class Warpgroup(Waitable):
         accumulator.outstanding[number] -= 1
         if accumulator.outstanding[number]:
             return
-        self.members[number].is_fenced = False
+        accumulator.returned[number] = self.members[number].fences
         registers = warp.regs.view(plan.d_dtype)
         if (registers[plan.d_places] != POISON.astype(plan.d_dtype)).any():
             warp.machine.report(

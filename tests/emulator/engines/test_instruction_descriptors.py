@@ -97,6 +97,8 @@ def test_wrong_fields_are_named(raw: int, kind: str, words: str) -> None:
         (dense(0, 0, 1, 128, 24), "f16", 2, False, 0, "N is 24"),
         (dense(0, 0, 1, 32, 64), "f16", 1, True, 0, None),
         (dense(0, 0, 1, 32, 32), "f16", 1, True, 0, "N is 32"),
+        (dense(0, 0, 1, 64, 64, bit30=2), "f16", 1, True, 0, None),
+        (dense(0, 0, 1, 64, 64, bit30=2), "f16", 1, False, 0, "bits 31:30"),
         (dense(0, 0, 1, 128, 24, bit16=1), "f8f6f4", 1, False, 0, "N is 24"),
         (dense(0, 0, 1, 128, 24), "f8f6f4", 1, False, 0, None),
         (dense(1, 1, 2, 128, 40), "i8", 1, False, 0, "N is 40"),

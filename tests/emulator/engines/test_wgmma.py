@@ -294,11 +294,24 @@ def test_two_accumulators_are_apart() -> None:
     assert np.isnan(done.get(1, "%d7").view(np.float32)).all()
 
 
+WRITE_D = (
+    "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%d0, %d1, %d2, %d3}, {%a0, %a1, %a2, %a3}, {%a0, %a1}, "
+    "{%d4, %d5, %d6, %d7};"
+)
+"""An ordinary instruction that writes D's registers."""
+
+
+def test_registers_that_nobody_touched_need_no_second_fence() -> None:
+    again = run(f"{FENCE}\n{MMA}\n{COMMIT}\n{WAIT} 0;\n{MMA}\n{COMMIT}\n{WAIT} 0;", checks="error")
+    assert (again.get(3, "%d2") == np.float32(64).view(np.uint32)).all()
+    run(f"{FENCE}\n{MMA}\n{COMMIT}\n{WAIT} 0;\n{WRITE_D}\n{FENCE}\n{MMA}\n{COMMIT}\n{WAIT} 0;", checks="error")
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         (f"{MMA}\n{COMMIT}\n{WAIT} 0;", "no wgmma.fence since"),
-        (f"{FENCE}\n{MMA}\n{COMMIT}\n{WAIT} 0;\n{MMA}\n{COMMIT}\n{WAIT} 0;", "no wgmma.fence since"),
+        (f"{FENCE}\n{MMA}\n{COMMIT}\n{WAIT} 0;\n{WRITE_D}\n{MMA}\n{COMMIT}\n{WAIT} 0;", "no wgmma.fence since"),
         (
             f"{FENCE}\n{MMA}\n{MMA.replace('%d0, %d1, %d2, %d3', '%d3, %d4, %d5, %d6')}",
             "shares 1 accumulator registers",
