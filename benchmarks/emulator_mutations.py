@@ -35,16 +35,25 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     (
         "",
         "",
-        "<- ring.cuh:44",
+        "at ring.cuh:38 <- ring.cuh:44",
         "the last waits of a loader: what they wait for comes before an arrival that the epilogue waits for, in order "
         "of one thread's commits, which the emulator keeps",
     ),
     (
-        "",
-        "",
-        "at ring.cuh:38 <- ring.cuh:44",
-        "as above",
+        "gemm",
+        "wait",
+        "cp.async.bulk.wait_group at tma_sm100.cuh:33 <- epilogue.cuh",
+        "the last wait for stores: a CTA that leaves waits for them in the emulator",
     ),
+    (
+        "gemm",
+        "fence",
+        "<- sm100.cuh:47",
+        "before the barrier behind the allocation nothing has touched tensor memory",
+    ),
+    ("gemm", "fence", "<- sm100.cuh:49", "whoever touches tensor memory first waits for an mbarrier and fences again"),
+    ("gemm", "fence", "<- sm100.cuh:63", "every warp has fenced after its last access, before it released the tile"),
+    ("gemm", "fence", "<- sm100.cuh:66", "only the deallocation follows, which the emulator orders by the barrier"),
 )
 
 
