@@ -90,7 +90,7 @@ def clash(checker: Checker, found: Clash, at: Watched, by: Warp | AsyncOp, acces
     kind, message = _clash_words(checker, found, at, by, access, where)
     what = {"write": "written", "read": "read"}[found.what]
     earlier = _earlier(checker, found.actor, found.pc, what, cta)
-    section = _PROXY if kind == "proxy" else ""
+    section = _PROXY if kind.startswith("proxy") else ""
     if found.is_tail:
         kind, message = "unordered-rows", message + _TAIL
     checker.machine.report(kind, message, by=by, section=section, earlier=earlier)
@@ -109,7 +109,7 @@ def _clash_words(
             "tcgen05.fence::before_thread_sync there and tcgen05.fence::after_thread_sync here."
         )
     if found.is_ordered:
-        return "proxy", (
+        return "proxy" if access == "read" else "proxy-overwrite", (
             f"{subject}{verb} {where} through the async proxy, which was written by ordinary stores with no "
             "fence.proxy.async since."
         )
@@ -201,7 +201,7 @@ def unseen_init(checker: SyncChecks, barrier: Mbarrier, sync: MbarrierSync, by: 
 def unfenced_init(checker: SyncChecks, barrier: Mbarrier, sync: MbarrierSync, by: AsyncOp) -> None:
     """Report asynchronous work on a barrier whose initialisation no fence has shown to the async proxy."""
     checker.machine.report(
-        "proxy",
+        "mbarrier-init-fence",
         f"{by.kind} signals {barrier.name()}, whose initialisation no fence.mbarrier_init (or fence.proxy.async) has "
         "made visible to the async proxy.",
         by=by,

@@ -50,6 +50,7 @@ class Checker(SyncChecks):
         self.clocks: set[WarpClock] = set()
         self.locations: dict[tuple[object, ...], Location] = {}
         self.chains = Chains(self.actors)
+        self.fenced_inits = {}
         machine.allocations.enable_shadow()
 
     # Coming and going.

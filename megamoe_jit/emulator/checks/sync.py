@@ -36,6 +36,7 @@ class MbarrierSync(PhaseSync):
         actor: its number, 0 until an asynchronous write completes on it; base: added to phases to give epochs.
         init_warp, init_pc, init_actor, init_epoch: who initialised it, where and when.
         is_fenced: a fence has made the initialisation visible to the async proxy.
+        is_published: all threads of the cluster met after that fence.
     """
 
     actor: int = 0
@@ -45,6 +46,7 @@ class MbarrierSync(PhaseSync):
     init_actor: int = 0
     init_epoch: int = 0
     is_fenced: bool = False
+    is_published: bool = False
     reported: bool = False
 
 
@@ -53,6 +55,7 @@ class SyncChecks:
 
     machine: Machine
     actors: Actors
+    fenced_inits: dict[ClusterBarrier, list[MbarrierSync]]
 
     # Fences.
 
@@ -83,6 +86,7 @@ class SyncChecks:
         """Barriers that `warp` has initialised are visible to the async proxy."""
         for sync in warp.scratch.pop("unfenced mbarriers", ()):
             sync.is_fenced = True
+            warp.scratch.setdefault("fenced mbarriers", []).append(sync)
 
     def tensor_fence(self, warp: Warp, when: Literal["before", "after"]) -> None:
         """Close, or take up, what came before for tcgen05."""
@@ -193,7 +197,7 @@ class SyncChecks:
         else:
             return
         seen = int(order[sync.init_actor]) if sync.init_actor < len(order) else 0
-        if own != sync.init_actor and seen < sync.init_epoch:
+        if own != sync.init_actor and seen < sync.init_epoch and not sync.is_published:
             sync.reported = True
             describe.unseen_init(self, barrier, sync, by)
         elif access is not None and access.proxy == "async" and not sync.is_fenced:
@@ -217,15 +221,19 @@ class SyncChecks:
             warp.clock.acquire(barrier.sync.over)
 
     def cluster_arrive(self, barrier: ClusterBarrier, warp: Warp, release: bool) -> None:
-        """Join what the warp has seen; of a relaxed arrival what its last fences have."""
+        """Join what the warp has seen; of a relaxed arrival what its last fences have (that of mbarriers too)."""
         if release:
             self._join(barrier, warp)
         elif barrier.sync is not None or warp.clock.fences:
             barrier.sync = barrier.sync or PhaseSync()
             _add_fenced(barrier.sync.open, warp)
+        if made := warp.scratch.pop("fenced mbarriers", None):
+            self.fenced_inits.setdefault(barrier, []).extend(made)
 
     def cluster_complete(self, barrier: ClusterBarrier) -> None:
         """What was collected may be observed."""
+        for sync in self.fenced_inits.pop(barrier, ()):
+            sync.is_published = True
         if barrier.sync is not None:
             barrier.sync.over.take(barrier.sync.open)
 

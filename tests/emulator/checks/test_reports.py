@@ -210,7 +210,7 @@ WRONG = {
     "a fence of other memory": (
         STORE, {"fence": 'ASM("fence.proxy.async.global;" ::: "memory")'}, RaceFault, {"proxy"}
     ),
-    "no init fence": (LOAD, {"fence": ""}, RaceFault, {"proxy"}),
+    "no init fence": (LOAD, {"fence": ""}, RaceFault, {"mbarrier-init-fence"}),
     "a relaxed signal": (FLAG, {"signal": "st_relaxed_gpu(flags, 1)"}, RaceFault, {"race"}),
     "a relaxed look": (FLAG, {"look": "ld_relaxed_gpu(flags)"}, RaceFault, {"race"}),
     "no fence before the signal": (FLAG, FENCES | {"fence": ""}, RaceFault, {"race"}),

@@ -171,7 +171,7 @@ MUTATIONS = {
     10: ("barrier behind the allocation", {"race", "mbarrier-init", "tmem-bounds", "argument", "tmem-lanes"}),
     11: ("dealloc", {"tmem-leak"}),
     12: ("election of one thread", {"tcgen05-issue"}),
-    13: ("fence behind mbarrier.init", {"proxy", "mbarrier-init"}),
+    13: ("fence behind mbarrier.init", {"mbarrier-init-fence", "mbarrier-init"}),
     14: ("commit", {"deadlock"}),
     15: ("last step's commit (made one too early)", COLLIDE),
 }
