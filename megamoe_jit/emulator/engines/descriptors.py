@@ -125,7 +125,7 @@ def _descriptor(raw: int, swizzle: Swizzle, absolute: bool) -> MatrixDescriptor:
 
 
 def _phase_problems(descriptor: MatrixDescriptor) -> list[str]:
-    if descriptor.base_offset:
+    if descriptor.base_offset and descriptor.swizzle is not Swizzle.NONE:  # without one there is no pattern
         return [
             f"base offset (bits 51:49) is {descriptor.base_offset}; only 0 is modelled: let swizzled tiles start at "
             f"multiples of {descriptor.swizzle.pattern_bytes} bytes"

@@ -37,7 +37,6 @@ def test_ready_descriptors(value: int, swizzle: str, stride: int) -> None:
         (1 << 47, "version"),
         (1 << 55, "bits 60:53"),
         (3 << 61, "swizzle"),
-        (1 << 50, "base offset"),
     ],
 )
 def test_illegal_sm100_fields_are_named(bits: int, field: str) -> None:
@@ -48,6 +47,13 @@ def test_illegal_sm100_fields_are_named(bits: int, field: str) -> None:
     assert problems[0].startswith(field)
 
 
+def test_base_offset_belongs_to_swizzles() -> None:
+    swizzled = sm100_descriptor(1024, 0, 1024, "128B") | 4 << 49
+    assert "base offset (bits 51:49) is 4" in descriptors.decode_sm100(swizzled)[1][0]
+    plain = sm100_descriptor(1024, 0, 128, "none") | 4 << 49
+    assert descriptors.decode_sm100(plain)[1] == []
+
+
 def test_sm90_codes_and_fields() -> None:
     for swizzle in ("none", "32B", "64B", "128B"):
         decoded, problems = descriptors.decode_sm90(sm90_descriptor(2048, 128, 1024, swizzle))
@@ -56,7 +62,7 @@ def test_sm90_codes_and_fields() -> None:
         assert (decoded.start, decoded.leading, decoded.stride) == (2048, 128, 1024)
     _, problems = descriptors.decode_sm90(sm90_descriptor(0, 0, 1024, "128B") | 1 << 46)
     assert "bits 48:46" in problems[0]
-    assert "base offset" in descriptors.decode_sm90(1 << 49)[1][0]
+    assert "base offset" in descriptors.decode_sm90(1 << 62 | 1 << 49)[1][0]
 
 
 def test_the_hopper_descriptor_of_a_shipped_kernel() -> None:
