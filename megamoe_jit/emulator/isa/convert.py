@@ -157,6 +157,10 @@ def _narrowing(form: Form) -> bool:
     return to != source and order[to] <= order[source] and _modifiers_fit(form)
 
 
+def _between_halves(form: Form) -> bool:
+    return form["to"] != form["from"]
+
+
 def _quiet_double(a: Lanes, type: str, exact: Lanes) -> Lanes:
     """Give the f64 of a half or f32 NaN its sign and payload, quiet; `exact` is the f64 of numbers."""
     mantissa = {"f16": 10, "bf16": 7, "f32": 23}[type]
@@ -234,6 +238,13 @@ def convert_narrowing(calc: Calc, form: Form, a: Lanes) -> Lanes:
     assert format.infinity is not None, "f16 and bf16 have one"
     nan = sign | payload | (format.infinity | quiet)
     return value.is_nan().where(nan, encode(rounding.narrow(value, "odd"), format, mode)).trunc("i16")
+
+
+@pure("cvt.<to>.<from>", sets={"to": "f16 bf16", "from": "f16 bf16"}, dst="<to>", src="<from>", where=_between_halves,
+      section=SECTION)  # fmt: skip
+def convert_between_halves(calc: Calc, form: Form, a: Lanes) -> Lanes:
+    """Round to nearest, ties to even: the assembler makes of it what it makes of .rn."""
+    return encode(_to_single_or_double(a, form["from"]), _HALVES[form["to"]]).trunc("i16")
 
 
 def _limited(form: Form) -> bool:

@@ -118,6 +118,12 @@ NARROWING = [
 ]
 
 
+@pytest.mark.parametrize(("source", "to"), [("f16", "bf16"), ("bf16", "f16")])
+def test_between_halves_no_rounding_is_the_nearest(source: str, to: str) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16)
+    assert np.array_equal(one(f"cvt.{to}.{source}", every), one(f"cvt.rn.{to}.{source}", every))
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("source", "to"), [pair for pair in NARROWING if pair[1] != "f32" or pair[0] == "f64"])
 def test_narrowing(source: str, to: str, mode: str) -> None:

@@ -67,6 +67,8 @@ cvt.{rn|rz|rm|rp}.{f16|bf16|f32|f64}.{u8|u16|u32|u64|s8|s16|s32|s64}
 cvt.{rni|rzi|rmi|rpi}.{u8|u16|u32|u64|s8|s16|s32|s64}.{f16|bf16|f32|f64}
 cvt.{rni|rzi|rmi|rpi}{|.ftz}.f32.f32
 cvt{|.ftz}.f32.{f16|bf16}
+cvt{|.rn|.rz}.bf16.f16
+cvt{|.rn|.rz}.f16.bf16
 cvt.{rn|rz}{|.relu}{|.satfinite}.{f16|bf16|f16x2|bf16x2}.f32
 cvt.{rn|rz}.f32.f64
 cvt.f64.f32
