@@ -56,6 +56,13 @@ KINDS: Mapping[str, Kind] = _kinds(
     ("mbarrier-bytes", RaceFault, "error", _MBARRIER, "An ordinary access touches the bytes of a live mbarrier."),
     # Ordering.
     ("race", RaceFault, "error", _MODEL, "Two accesses to the same bytes, one of them a write, with nothing between."),
+    (
+        "same-store",
+        RaceFault,
+        "error",
+        _MODEL,
+        "Warps store to the same bytes by one instruction, unordered: wrong unless they store the same.",
+    ),
     ("in-flight", RaceFault, "error", _ASYNC, "Bytes are used that an asynchronous operation has yet to write."),
     ("overwrite", RaceFault, "error", _ASYNC, "Bytes are written that an asynchronous operation has yet to read."),
     ("unordered-rows", RaceFault, "warning", _ASYNC, "A tensor copy reads rows that others write meanwhile."),

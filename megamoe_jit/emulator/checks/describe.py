@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _VERBS = {"read": "reads", "write": "writes", "atomic": "updates"}
 _TAIL = " It is not the first row of its box: nothing is wrong if what was read there is never used."
+_SAME = " Both are by one instruction: nothing is wrong if both warps store the same value."
 _PROXY = "Memory Consistency Model: Proxies; Parallel Synchronization: membar/fence (fence.proxy.async)"
 
 
@@ -129,7 +130,10 @@ def _clash_words(
             f"{kind} was issued."
         )
     other = "a write" if found.what == "write" else "a read"
-    return "race", f"{verb} {where}; nothing orders this after {other} of the same bytes."
+    message = f"{verb} {where}; nothing orders this after {other} of the same bytes."
+    if access == "write" and found.what == "write" and not is_async and found.pc == by.pc:
+        return "same-store", message + _SAME
+    return "race", message
 
 
 def in_flight(checker: Checker, at: Watched, by: Warp, access: str) -> None:
@@ -262,6 +266,8 @@ def native_race(checker: Checker, warp: Warp, race: Race) -> None:
             )
         else:
             name, message = "race", f"{_VERBS[access]} {where}; nothing orders this after a {other} of the same bytes."
+            if kind is RaceKind.WRITE_AFTER_WRITE and race.other_pc == race.pc:
+                name, message = "same-store", message + _SAME
         if kind is RaceKind.WRITE_AFTER_READ and not race.is_shared and _is_tail(checker, race):
             name, message = "unordered-rows", message + _TAIL
         report(name, message, by=warp, pc=race.pc, lanes=lanes, earlier=earlier)

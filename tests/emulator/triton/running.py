@@ -17,8 +17,9 @@ _ELEMENTS = tuple(Element)  # in the order of tensormap.replace's element types,
 SCRATCH_ALIGN = 128
 # What Triton's compiler leaves out, and hardware forgives: fences of tcgen05 (it orders tensor memory by tcgen05.wait
 # and thread barriers alone), tcgen05.wait::ld before the first use of loaded registers, a fence behind mbarrier.init
-# within a CTA, and one between the address that tcgen05.alloc writes and a tensor load over it.
-NOT_REPORTED = ("tcgen05-fence", "tmem-registers", "mbarrier-init-fence", "proxy-overwrite")
+# within a CTA, and one between the address that tcgen05.alloc writes and a tensor load over it. And where several warps
+# hold the same value, all of them store it.
+NOT_REPORTED = ("tcgen05-fence", "tmem-registers", "mbarrier-init-fence", "proxy-overwrite", "same-store")
 
 
 @dataclass(frozen=True)
