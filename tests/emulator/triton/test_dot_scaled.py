@@ -195,6 +195,15 @@ def test_a_product_through_maps_of_the_host_is_exact(formats: tuple[str, str, in
     assert torch.equal(d, rounded(a.values @ b.values.T, torch.bfloat16))
 
 
+def test_a_larger_product_is_exact() -> None:
+    tiles = Tiles(m=512, n=512, k=2048, block_k=256)
+    compiled = through_maps(scaled_kernels.scaled_matmul_persistent, tiles, NVFP4, {"SPECIALIZE": True})
+    a, b = operands(tiles, NVFP4, seed=9)
+    d = torch.zeros(tiles.m, tiles.n, dtype=torch.bfloat16)
+    run(compiled, (4,), map_arguments(a, b, d))
+    assert torch.equal(d, rounded(a.values @ b.values.T, torch.bfloat16))
+
+
 @pytest.mark.parametrize("formats", [NVFP4, MXFP8, ("e4m3", "e2m1", 32)], ids=name_of)
 @pytest.mark.parametrize("specialize", [False, True])
 def test_a_persistent_product_with_roles_is_exact(formats: tuple[str, str, int], *, specialize: bool) -> None:
