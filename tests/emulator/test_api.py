@@ -236,9 +236,13 @@ def test_ranks_need_the_system_scope_and_peer_memory(wrong: dict[str, Any], erro
     assert caught.value.report.kind == kind
 
 
-_RACE = (
-    'extern "C" __global__ void k(u32* x) { x[threadIdx.x % 48] = threadIdx.x; __syncthreads(); x[threadIdx.x] = 1; }'
-)
+_RACE = r"""
+extern "C" __global__ void k(u32* x) {
+    x[threadIdx.x] = 2;
+    if (threadIdx.x >= 32) x[threadIdx.x - 32] = 3;
+    __syncthreads();
+    x[threadIdx.x] = 1;
+}"""
 
 
 def test_what_happens_to_findings() -> None:
