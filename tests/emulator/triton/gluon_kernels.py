@@ -43,6 +43,8 @@ def pair_matmul(a_map, b_map, d_map, k, NUM_STAGES: gl.constexpr, MULTICAST: gl.
     for slot in gl.static_range(NUM_STAGES):
         mbarrier.init(full.index(slot), 1)
         mbarrier.init(empty.index(slot), num_commits)
+    # The compiler's own barrier is relaxed, and its word for tcgen05.alloc lies where another CTA's copy arrives.
+    cluster.barrier()
     num_steps = k // BLOCK_K
     for step in range(num_steps):
         stage = step % NUM_STAGES
