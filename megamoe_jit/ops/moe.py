@@ -28,7 +28,7 @@ from megamoe_jit.ops.checks import (
     check_weights,
     default_arch,
 )
-from megamoe_jit.ops.plan import AnyMoePlan, moe_plan, staging_plan
+from megamoe_jit.ops.plan import AnyMoePlan, MoePlan, moe_plan, staging_plan
 from megamoe_jit.ops.tokens import quantize_tokens, token_values
 from megamoe_jit.ops.weights import TransformedWeights, transform_weights, untransform_weights
 from megamoe_jit.recipes.choose import check_pair, check_target
@@ -316,9 +316,9 @@ class MegaMoE:
         """
         buffer = self._buffer_for(topk_idx)
         self._check(buffer, x, topk_idx, topk_weights, out)
-        _stage(x, topk_idx, topk_weights, buffer, self.backend)
         y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
         if self.backend == "reference":
+            _stage(x, topk_idx, topk_weights, buffer, self.backend)
             return fp8_nvfp4_mega_moe(
                 y,
                 self.l1,
@@ -333,7 +333,12 @@ class MegaMoE:
             check_stats(recv_stats, buffer)
         plan = self._plan if self._plan is not None and self._plan.buffer is buffer else self._plan_for(buffer)
         plan.bind(self.l1, self.l2)
-        _launch(plan, y, recv_stats, self.routed_scaling_factor)
+        if isinstance(plan, MoePlan):  # one launch: the kernel quantises the tokens itself
+            plan.raise_if_failed()
+            plan.run(y, recv_stats, self.routed_scaling_factor, (x, topk_idx, topk_weights))
+        else:
+            _stage(x, topk_idx, topk_weights, buffer, self.backend)
+            _launch(plan, y, recv_stats, self.routed_scaling_factor)
         return y
 
     def _check(self, buffer: SymmBuffer, x: Tensor, topk_idx: Tensor, topk_weights: Tensor, out: Tensor | None) -> None:

@@ -30,13 +30,13 @@ from megamoe_jit.runtime.symmetric import SymmBuffer
 from megamoe_jit.runtime.tensormap import Swizzle, TensorMap, tensor_map_for
 
 _LONGEST_NS = 2**62  # a century and a half
-_CALL = struct.Struct("<9QIIIf")  # l1_weights .. routed_scaling_factor
+_CALL = struct.Struct("<13QIIIIf")  # l1_weights .. routed_scaling_factor
 _SOURCE = struct.Struct("<5QII")  # x .. num_tokens
 
 
-def acts_tensor_map(acts: Tensor, box_rows: int) -> TensorMap:
-    """Return the map by which L2 reads activations [pool rows, intermediate], in swizzled boxes of box_rows x 128 B."""
-    return tensor_map_for(acts, box=(box_rows, 128 // acts.element_size()), swizzle=Swizzle.B128)
+def pool_tensor_map(rows: Tensor, box_rows: int) -> TensorMap:
+    """Return the map by which a layer reads its pool [pool rows, K], in swizzled boxes of box_rows x 128 B."""
+    return tensor_map_for(rows, box=(box_rows, 128 // rows.element_size()), swizzle=Swizzle.B128)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,18 +58,25 @@ class Workspace:
 
     def reset(self) -> None:
         """Zero the counters, as a call finds them and leaves them."""
-        self.memory[self.shapes.workspace().offsets()["list_ready"] :].zero_()
+        self.memory[self.shapes.workspace().offsets()["rows_ready"] :].zero_()
 
     def addresses(self) -> dict[str, int]:
         """Return each part's device address."""
         return {name: self.memory.data_ptr() + offset for name, offset in self.shapes.workspace().offsets().items()}
 
+    def tokens(self) -> Tensor:
+        """Return the pool of routed tokens as [pool rows, hidden as K], K in token order."""
+        return self._pool("tokens", self.shapes.hidden_k)
+
     def acts(self) -> Tensor:
-        """Return the pool of activations as [pool rows, padded intermediate]."""
-        shapes = self.shapes
+        """Return the pool of activations as [pool rows, padded intermediate], K in token order."""
+        return self._pool("acts", self.shapes.intermediate_padded)
+
+    def _pool(self, part: str, columns: int) -> Tensor:
+        shapes, start = self.shapes, self.shapes.workspace().offsets()[part]
         dtype = torch.float8_e4m3fn if shapes.is_fp8 else torch.bfloat16
-        num_bytes = shapes.pool_rows * shapes.intermediate_padded * shapes.act_bytes
-        return self.memory[:num_bytes].view(dtype).view(shapes.pool_rows, shapes.intermediate_padded)
+        memory = self.memory[start : start + shapes.pool_rows * columns * shapes.act_bytes]
+        return memory.view(dtype).view(shapes.pool_rows, columns)
 
     def acts_sf(self) -> Tensor:
         """Return the activations' scale factors as float32 [padded intermediate / 128, pool rows] (fp8 recipes)."""
@@ -159,6 +166,8 @@ class MoePlan:
         self._weight_memory: tuple[Tensor | None, ...] = ()
         self._call_at = MEGA_MOE_PARAMS.offset("l1_weights", num_ranks=problem.num_ranks)
         self._pool_rows = shapes.pool_rows
+        staged = (_base(buffer) + buffer.offsets[part] for part in ("topk_idx", "topk_weights"))
+        self._staged = (0, 0, *staged, problem.topk_idx_bytes)
 
     def bind(self, l1: TransformedWeights, l2: TransformedWeights) -> None:
         """Take the weights of the next call; raises ArgumentError when they do not fit the buffer or the activation."""
@@ -169,8 +178,18 @@ class MoePlan:
         self._weight_memory = (l1.data, l2.data, l1.alphas, l2.alphas, l1.bias, l2.bias)
         self._addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in self._weight_memory)
 
-    def run(self, y: Tensor, recv_stats: Tensor | None, routed_scaling_factor: float) -> None:
-        """Launch the fused kernel with the bound weights over what was staged; all arguments were checked."""
+    def run(
+        self,
+        y: Tensor,
+        recv_stats: Tensor | None,
+        routed_scaling_factor: float,
+        source: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> None:
+        """Launch the fused kernel with the bound weights; all arguments were checked.
+
+        `source` is (x, topk_idx, topk_weights): the kernel then quantises the tokens itself. Without it the call is
+        over what was staged.
+        """
         num_tokens = y.shape[0]
         self.buffer.num_staged = None
         if num_tokens == 0:
@@ -185,6 +204,7 @@ class MoePlan:
             0 if recv_stats is None else recv_stats.data_ptr(),
             y.data_ptr(),
             y.stride(0),
+            *(self._staged if source is None else _source_fields(*source)),
             num_tokens,
             self._pool_rows,
             self.buffer.rank,
@@ -192,7 +212,7 @@ class MoePlan:
         )
         launch.patch(0, self._call_at, call)
         try:
-            launch.launch(reads=self._weight_memory, writes=(y, recv_stats))
+            launch.launch(reads=(*self._weight_memory, *(source or ())), writes=(y, recv_stats))
         except MegaMoeError:
             if not y.is_cuda:  # a GPU's context is lost; elsewhere the next call finds counters as this one did
                 self.workspace.reset()
@@ -201,7 +221,7 @@ class MoePlan:
     def tensor_maps(self) -> list[tuple[str, TensorMap]]:
         """Return the tensor maps of all launches, each with the name of what it describes."""
         return [
-            (f"acts, token tile {block_n}", param.value)
+            (f"{param.name.removesuffix('_map')}, token tile {block_n}", param.value)
             for block_n, launch in self._launches.items()
             for param in launch.plan.params
             if isinstance(param.value, TensorMap)
@@ -226,10 +246,11 @@ class MoePlan:
                 block=(config.num_threads, 1, 1),
                 smem_bytes=config.smem_bytes,
                 cooperative=True,  # L2 tiles and combine wait for other blocks
-                pdl=True,  # the kernel waits for staging itself (roles/route.cuh)
+                pdl=True,  # the kernel waits for the one before itself (roles/dispatch_sm90.cuh)
                 params=(
                     struct_bytes("params", MEGA_MOE_PARAMS.pack(values, peers=(_base(self.buffer),))),
-                    tensor_map("acts_map", acts_tensor_map(self.workspace.acts(), config.box_rows)),
+                    tensor_map("tokens_map", pool_tensor_map(self.workspace.tokens(), config.box_rows)),
+                    tensor_map("acts_map", pool_tensor_map(self.workspace.acts(), config.box_rows)),
                 ),
                 memory=(self.buffer.memory, self.workspace.memory),
             )
@@ -269,6 +290,11 @@ def _refuse_capture(backend: Backend) -> None:
             "the kernels of this call are not loaded yet, which a CUDA graph capture does not allow. "
             "Run the call once before the capture, or call prepare()."
         )
+
+
+def _source_fields(x: Tensor, topk_idx: Tensor, topk_weights: Tensor) -> tuple[int, ...]:
+    x_stride_bytes = x.stride(0) * x.element_size()
+    return (x.data_ptr(), x_stride_bytes, topk_idx.data_ptr(), topk_weights.data_ptr(), topk_idx.element_size())
 
 
 def _sym_values(buffer: SymmBuffer) -> dict[str, int]:

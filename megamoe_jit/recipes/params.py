@@ -43,12 +43,13 @@ MEGA_MOE_PARAMS = ParamBlock(
     quads=(
         *(f"sym_{part}" for part in SYM_PARTS),
         *(
+            "tokens",
             "acts",
             "acts_sf",
             "routed",
             "routed_sf",
             "routed_weights",
-            "list_ready",
+            "rows_ready",
             "l1_done",
             "l2_done",
             "exited",
@@ -57,8 +58,12 @@ MEGA_MOE_PARAMS = ParamBlock(
         ),
         # From here on each call has its own.
         *("l1_weights", "l2_weights", "l1_alphas", "l2_alphas", "l1_bias", "l2_bias", "recv_stats", "y", "y_stride"),
+        *("x", "x_stride_bytes", "topk_idx", "topk_weights"),
     ),
-    words=(("num_tokens", "I"), ("pool_rows", "I"), ("rank", "I"), ("routed_scaling_factor", "f")),
+    words=(
+        *(("topk_idx_bytes", "I"), ("num_tokens", "I"), ("pool_rows", "I"), ("rank", "I")),
+        ("routed_scaling_factor", "f"),
+    ),
 )
 
 # templates/mega_moe/params_sm100.cuh

@@ -17,16 +17,15 @@ ACTIVATION_CODES = {"swiglu": 0, "gelu": 1, "relu2": 2}
 MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this maximum: no division by zero
 SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
 TWO_PASS_MEAN = 256  # tokens an expert from which a tile of two passes is faster
-ONE_PASS_TILES = (8, 16, 32, 64)  # token tiles whose 256 weight rows fit the registers at once
+ONE_PASS_TILES = (8, 16, 24, 32, 48, 64)  # token tiles whose 256 weight rows fit the registers at once
 # Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded.
-TWO_PASS_TILES = {Element.E4M3: (128,), Element.BF16: (128,)}
-_MMA_WIDTHS = (64, 128)  # narrower MMAs of a two-pass kernel, for tiles that are not full
+TWO_PASS_TILES = {Element.E4M3: (128, 160, 192), Element.BF16: (128, 192)}
 # The K stage is also what E4M3 sums are promoted after: from the tensor core's 13-bit adder to FP32. On an H200 (hidden
 # 4096, intermediate 2048) that decides how often requantisation meets another code than exact sums would: 1.0 %, 1.6 %,
 # 2.4 % of codes for 128, 256, 512, which is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3.
 _BLOCK_M, _BLOCK_K = 256, 128
-_NUM_CONSUMER_WARPGROUPS, _NUM_ACTS_LOADER_THREADS = 2, 96
-_LOADER_REGISTERS, _CONSUMER_REGISTERS = 72, 208
+_NUM_CONSUMER_WARPGROUPS = 2
+_LOADER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
 _MAX_STAGES = 8
 _TABLE_COPIES = 16  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
@@ -96,21 +95,22 @@ class Sm90Shapes:
 
     @property
     def pool_rows(self) -> int:
-        """Rows of the pool of activations, where each token tile has all its rows, also an expert's last."""
+        """Rows of the pool, where each token tile has all its rows, also an expert's last."""
         widest = token_tiles(self.problem, self.recipe)[-1]
-        return self.slots + min(self.slots, self.problem.num_local_experts) * (widest - 1)
+        return round_up(self.slots + min(self.slots, self.problem.num_local_experts) * (widest - 1), 4)
 
     def workspace(self) -> StructLayout:
-        """Return the parts of a rank's private workspace; the counters (from list_ready on) start as zeros."""
+        """Return the parts of a rank's private workspace; the counters (from rows_ready on) start as zeros."""
         e = self.problem.num_local_experts
         max_token_tiles = self.slots // min(ONE_PASS_TILES) + e
         return struct_layout(
+            ("tokens", self.pool_rows * self.hidden_k * self.act_bytes, 1024),
             ("acts", self.pool_rows * self.intermediate_padded * self.act_bytes, 1024),
             ("acts_sf", self.intermediate_padded // SF_GRAN_K * self.pool_rows * 4, 1024),
-            ("routed", self.slots * 4, 1024),
-            ("routed_sf", self.slots * 4, 1024),
-            ("routed_weights", self.slots * 4, 1024),
-            ("list_ready", e * 4, 1024),
+            ("routed", self.pool_rows * 4, 1024),
+            ("routed_sf", self.pool_rows * 4, 1024),
+            ("routed_weights", self.pool_rows * 4, 1024),
+            ("rows_ready", max_token_tiles * 4, 1024),
             ("l1_done", max_token_tiles * 4, 16),
             ("l2_done", 4, 16),
             ("exited", 4, 16),
@@ -140,6 +140,7 @@ class Sm90Config:
     arch: Arch
     block_n: int
     num_stages: int
+    l1_promote_stages: int = 1
 
     kernel_name = "mega_moe_sm90"
     entry = "mega_moe/sm90.cuh"
@@ -163,7 +164,15 @@ class Sm90Config:
     @property
     def mma_widths(self) -> tuple[int, ...]:
         """Columns of the MMAs that the kernel has, narrowest first."""
-        return (*(width for width in _MMA_WIDTHS if width < self.block_n and self.num_passes > 1), self.block_n)
+        return tuple(range(self._min_width, self.block_n + 1, self._width_step))
+
+    @property
+    def _width_step(self) -> int:
+        return self.block_n if self.num_passes == 1 else 32 if self.block_n==160 else 64
+
+    @property
+    def _min_width(self) -> int:
+        return self.block_n if self.num_passes == 1 else 64
 
     @property
     def token_stage_bytes(self) -> int:
@@ -183,7 +192,7 @@ class Sm90Config:
     def shared_storage(self) -> StructLayout:
         """Return the twin of `SharedStorage` in templates/mega_moe/storage_sm90.cuh."""
         e, n, s = self.problem.num_local_experts, self.block_n, self.num_stages
-        schedule_bytes = 4 * (2 * (e + 1) + self.num_threads // 32)
+        schedule_bytes = 4 * (3 * e + 1)
         return struct_layout(
             ("tokens", s * self.token_stage_bytes, 1024),
             ("weights", s * self.weight_stage_bytes, 128),
@@ -192,6 +201,7 @@ class Sm90Config:
             ("acts_sf", s * n * 4, 16),
             ("decode_table", self._decode_table_rows * _TABLE_COPIES * 8, 128),
             ("factor", n * 4, 16),
+            ("alpha", 8, 4),
             ("inverse_scale", n * 4, 4),
             ("slot", n * 4, 4),
             ("amax", n * 4, 4),
@@ -237,8 +247,10 @@ class Sm90Config:
             "num_threads": self.num_threads,
             "num_consumer_warpgroups": _NUM_CONSUMER_WARPGROUPS,
             "first_consumer_thread": 128,
-            "num_acts_loader_threads": _NUM_ACTS_LOADER_THREADS,
-            "full_arrivals": 1 + _NUM_ACTS_LOADER_THREADS,  # the weight loader and each thread that brings tokens
+            "min_width": self._min_width,
+            "width_step": self._width_step,
+            "l1_promote_stages": self.l1_promote_stages,
+            "full_arrivals": 2,  # the loaders of weights and of tokens
             "empty_arrivals": 4 * _NUM_CONSUMER_WARPGROUPS,  # each consumer warp
             "loader_registers": _LOADER_REGISTERS,
             "consumer_registers": _CONSUMER_REGISTERS,
@@ -273,18 +285,18 @@ class Sm90Config:
     def template_values(self) -> Mapping[str, object]:
         """Return the MMA widths for the asm loop, and the TMA boxes for readers of meta.json.
 
-        A box is given outermost first: L2 reads activations by box_rows rows of 128 bytes, the swizzle's span.
+        A box is given outermost first: both layers read the pool by box_rows rows of 128 bytes, the swizzle's span.
         """
         return {
             "family": "sm90",
             "wgmma_n": self.mma_widths,
-            "tma_boxes": (("acts_map", self.box_rows, 128 // self.shapes.act_bytes),),
+            "tma_boxes": tuple((name, self.box_rows, 128 // self.shapes.act_bytes) for name in ("tokens_map", "acts_map")),
         }
 
     @property
     def box_rows(self) -> int:
         """Rows of a TMA box of activations: tiles that are not full load fewer boxes."""
-        return min(self.block_n, ONE_PASS_TILES[-1])
+        return next(rows for rows in (32, 24, 16, 8) if self.block_n % rows == 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

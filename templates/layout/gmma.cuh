@@ -9,11 +9,6 @@ namespace layout {
 constexpr uint32_t kSwizzleRowBytes = 128;
 constexpr uint32_t kSwizzlePatternBytes = 8 * kSwizzleRowBytes;
 
-// Byte offset of 16-byte piece `chunk` (0..7) of `row`: the piece index is XORed with the row's place in its pattern.
-__device__ __forceinline__ constexpr uint32_t swizzle_128b(uint32_t row, uint32_t chunk) {
-    return row * kSwizzleRowBytes + ((chunk ^ (row % 8)) * 16);
-}
-
 // Descriptor of a K-major operand with the 128-byte swizzle at shared address `smem` (1024-byte aligned, plus a K step).
 __device__ __forceinline__ uint64_t gmma_descriptor(uint32_t smem) {
     constexpr uint64_t kStrideBytes = kSwizzlePatternBytes;  // from 8 rows to the next 8

@@ -56,23 +56,39 @@ __device__ __forceinline__ void decode_bf16(uint32_t word, uint32_t scale, uint3
     p3 = ptx::mul_bf16x2((word & 0x81808180) | ((word >> 8) & 0x00400040), scale);
 }
 
-// Decodes this thread's 32 weights of unit `unit` of 64-row tile `m64` of the pass, in the stage at `weights`;
-// a[4 * step + register].
-__device__ __forceinline__ void decode_unit(uint32_t weights, uint32_t table, uint32_t m64, uint32_t unit, uint32_t thread, uint32_t (&a)[kUnitRegisters]) {
-    const uint32_t index = (m64 * kUnitsPerStage + unit) * 128 + thread;
-    const uint4 words = ptx::ld_shared_v4(weights + index * 16);
-    const uint32_t scales = ptx::ld_shared_u16(weights + config::kStageCodeBytes + index * 2);
-    // Registers 0 and 2 of a step are row g, registers 1 and 3 row g + 8.
+// This thread's 32 weights of a unit as they lie in shared memory, with what their two scale bytes mean to the decoder.
+struct PackedUnit {
+    uint4 codes;
+    uint32_t scales;
+    uint2 tables[2];  // E4M3: of rows g and g + 8
+
+    // From the stage at `weights`: unit `unit` of 64-row tile `m64` of the pass.
+    __device__ __forceinline__ void load_codes(uint32_t weights, uint32_t m64, uint32_t unit, uint32_t thread) {
+        const uint32_t index = (m64 * kUnitsPerStage + unit) * 128 + thread;
+        codes = ptx::ld_shared_v4(weights + index * 16);
+        scales = ptx::ld_shared_u16(weights + config::kStageCodeBytes + index * 2);
+    }
+
+    __device__ __forceinline__ void load_tables(uint32_t table, uint32_t thread) {
+        if constexpr (config::kIsFp8) {
+            const uint32_t copy = table + thread % config::kTableCopies * 8;
+            // Seven bits: UE4M3 has no sign, and a byte that has one must not lead out of the table.
+            tables[0] = ptx::ld_shared_v2(copy + (scales & 0x7F) * kTableRowBytes);
+            tables[1] = ptx::ld_shared_v2(copy + (scales >> 8 & 0x7F) * kTableRowBytes);
+        }
+    }
+};
+
+// Decodes a unit to A fragments: a[4 * step + register]. Registers 0 and 2 of a step are row g, registers 1 and 3 row g + 8.
+__device__ __forceinline__ void decode_unit(const PackedUnit& unit, uint32_t (&a)[kUnitRegisters]) {
+    const uint4& words = unit.codes;
     if constexpr (config::kIsFp8) {
-        const uint32_t copy = table + thread % config::kTableCopies * 8;
-        // Seven bits: UE4M3 has no sign, and a byte that has one must not lead out of the table.
-        const uint2 low = ptx::ld_shared_v2(copy + (scales & 0x7F) * kTableRowBytes), high = ptx::ld_shared_v2(copy + (scales >> 8 & 0x7F) * kTableRowBytes);
-        decode_e4m3(words.x, low, a[0], a[2]);
-        decode_e4m3(words.z, high, a[1], a[3]);
-        decode_e4m3(words.y, low, a[4], a[6]);
-        decode_e4m3(words.w, high, a[5], a[7]);
+        decode_e4m3(words.x, unit.tables[0], a[0], a[2]);
+        decode_e4m3(words.z, unit.tables[1], a[1], a[3]);
+        decode_e4m3(words.y, unit.tables[0], a[4], a[6]);
+        decode_e4m3(words.w, unit.tables[1], a[5], a[7]);
     } else {
-        const uint32_t low = bf16_scale(scales & 0xFF), high = bf16_scale(scales >> 8);
+        const uint32_t low = bf16_scale(unit.scales & 0xFF), high = bf16_scale(unit.scales >> 8);
         decode_bf16(words.x, low, a[0], a[2], a[4], a[6]);
         decode_bf16(words.z, high, a[1], a[3], a[5], a[7]);
         decode_bf16(words.y, low, a[8], a[10], a[12], a[14]);

@@ -49,4 +49,7 @@ struct Params {
 };
 static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs other fields");
 
+// The global expert that a slot of this rank was routed to, or -1 (also for indices that are no expert).
+__device__ __forceinline__ int32_t home_expert(const Params& params, uint32_t slot) { return comm::routed_expert(params.peers, params.sym, params.rank, slot); }
+
 }  // namespace mega_moe

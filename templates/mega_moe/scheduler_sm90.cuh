@@ -13,17 +13,14 @@ struct Tile {
     uint32_t expert;      // local
     uint32_t m_tile;      // block of kBlockM weight rows
     uint32_t token_tile;  // over all experts: the index of its counter
-    uint32_t row;         // first row in the list of routed tokens
-    uint32_t pool_row;    // first row in the pool of activations, where each token tile has kBlockN rows of its own
+    uint32_t pool_row;    // first row in the pool, where each token tile has kBlockN rows of its own
     uint32_t num_rows;    // valid ones of kBlockN
     uint32_t width;       // columns that are multiplied: num_rows rounded up to an MMA width
     bool is_l2;
 };
 
-// Widths are multiples of 64 where the tile is wider; the MMA role has an instance for each.
-constexpr uint32_t kWidthStep = config::kBlockN < 64 ? config::kBlockN : 64;
-static_assert(config::kBlockN % kWidthStep == 0);
-static_assert(kWidthStep == config::kBoxRows, "recipes/sm90.py plans other TMA boxes");
+// The MMA role has an instance for each width.
+static_assert((config::kBlockN - config::kMinWidth) % config::kWidthStep == 0 && config::kMinWidth <= config::kBlockN);
 
 struct Scheduler {
     const Schedule& schedule;
@@ -48,10 +45,9 @@ struct Scheduler {
             tile.expert = expert;
             tile.m_tile = in_expert / count;
             tile.token_tile = first + n;
-            tile.row = schedule.row_begin[expert] + n * config::kBlockN;
             tile.pool_row = tile.token_tile * config::kBlockN;
-            tile.num_rows = min(config::kBlockN, schedule.row_begin[expert + 1] - tile.row);
-            tile.width = (tile.num_rows + kWidthStep - 1) / kWidthStep * kWidthStep;
+            tile.num_rows = min(config::kBlockN, schedule.rows[expert] - n * config::kBlockN);
+            tile.width = max(config::kMinWidth, config::kBlockN - (config::kBlockN - tile.num_rows) / config::kWidthStep * config::kWidthStep);
             tile.is_l2 = is_l2;
             visit(tile);
         }

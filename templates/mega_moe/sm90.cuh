@@ -1,23 +1,22 @@
 // The fused MoE for Hopper: one persistent launch, blocks of one loader and two consumer warpgroups.
 //
-//   all warps      route                    schedule, lists of routed tokens
+//   all warps      dispatch                 schedule; tokens, quantised, to the rows of their experts
 //   warp 0         load_weights             FP4 codes and scale factors by bulk copies
-//   warps 1 .. 3   load_acts                tokens by index (L1), activations by TMA (L2)
+//   warp 1         load_acts                tokens (L1) and activations (L2) by TMA
 //   warps 4 .. 11  mma, epilogue_l1/l2      decode in registers, wgmma, activation, requantise; partials
 //                  combine, cleanup         weighted sum to y
 #include "mega_moe/context_sm90.cuh"
 #include "mega_moe/roles/cleanup.cuh"
 #include "mega_moe/roles/combine.cuh"
-#include "mega_moe/roles/epilogue_l1_sm90.cuh"
-#include "mega_moe/roles/epilogue_l2_sm90.cuh"
+#include "mega_moe/roles/consume_sm90.cuh"
+#include "mega_moe/roles/dispatch_sm90.cuh"
 #include "mega_moe/roles/load_acts_sm90.cuh"
 #include "mega_moe/roles/load_weights_sm90.cuh"
-#include "mega_moe/roles/mma_sm90.cuh"
-#include "mega_moe/roles/route.cuh"
 #include "ptx/warp.cuh"
 
 extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
-    mega_moe_sm90(const __grid_constant__ mega_moe::Params params, const __grid_constant__ ptx::TensorMap acts_map) {
+    mega_moe_sm90(const __grid_constant__ mega_moe::Params params, const __grid_constant__ ptx::TensorMap tokens_map,
+                  const __grid_constant__ ptx::TensorMap acts_map) {
     using namespace mega_moe;
     extern __shared__ __align__(1024) uint8_t smem_bytes[];
     SharedStorage& smem = *reinterpret_cast<SharedStorage*>(smem_bytes);
@@ -28,38 +27,32 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
     }
     if constexpr (config::kIsFp8) fill_decode_table(smem.decode_table);
     if (threadIdx.x < config::kBlockN) smem.amax[threadIdx.x] = 0;
-    roles::route(params, smem.schedule);
+    roles::dispatch(params, smem.schedule);
     __syncthreads();
 
-    const Context ctx{params, &acts_map, smem, Scheduler{smem.schedule}, comm::Watchdog{params.error_record, params.timeout_ns, params.rank}};
-    // Here rather than in the consumers' branch: there it moved their loop off the uniform registers, 8 % of a call's time.
-    if (threadIdx.x >= config::kFirstConsumerThread) roles::wait_lists(ctx, threadIdx.x - config::kFirstConsumerThread);
+    const Context ctx{params, &tokens_map, &acts_map, smem, Scheduler{smem.schedule}, comm::Watchdog{params.error_record, params.timeout_ns, params.rank}};
 
     // The branch is uniform by warpgroup, as setmaxnreg needs it.
     if (threadIdx.x < config::kFirstConsumerThread) {
         ptx::setmaxnreg_dec<config::kLoaderRegisters>();
         if (threadIdx.x == 0) {
             roles::load_weights(ctx);
-        } else if (threadIdx.x >= 32 && threadIdx.x < 32 + config::kNumActsLoaderThreads) {
-            roles::load_acts(ctx, threadIdx.x - 32);
+        } else if (threadIdx.x == 32) {
+            roles::load_acts(ctx);
         }
     } else {
         ptx::setmaxnreg_inc<config::kConsumerRegisters>();
         const uint32_t thread = threadIdx.x - config::kFirstConsumerThread;
         roles::Consumer consumer{ctx, thread / 128, thread % 128, pipeline::RingCursor{}};
-        ctx.scheduler.for_each_tile([&](const Tile& tile) {
-            const roles::TileInputs inputs = roles::fetch_inputs(consumer, tile);
-            for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
-                roles::Sums sums;
-                if (tile.is_l2) {
-                    roles::multiply_pass<true>(consumer, tile, sums);
-                    roles::epilogue_l2(consumer, tile, pass, inputs, sums);
-                } else {
-                    roles::multiply_pass<false>(consumer, tile, sums);
-                    roles::epilogue_l1(consumer, tile, pass, inputs, sums);
-                }
+        // Without the attribute the largest kernels call it, and MMAs do not run across calls.
+        ctx.scheduler.for_each_tile([&](const Tile& tile) __attribute__((always_inline)) {
+            if (tile.is_l2) {
+                roles::finish_tile<true>(consumer, tile);
+            } else {
+                roles::finish_tile<false>(consumer, tile);
             }
         });
+        ptx::griddepcontrol_launch_dependents();
         roles::combine(ctx, thread);
         roles::cleanup(ctx, thread, smem.slot);
     }

@@ -1,7 +1,7 @@
 // Shared memory of the sm_90a kernel. Python plans the same struct (recipes/sm90.py) and the assert below ties the two.
 #pragma once
 #include "config.cuh"
-#include "mega_moe/schedule.cuh"
+#include "mega_moe/schedule_sm90.cuh"
 #include "pipeline/ring.cuh"
 #include "types.cuh"
 
@@ -15,6 +15,7 @@ struct SharedStorage {
     alignas(16) float acts_sf[config::kNumStages][config::kBlockN];
     alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];
     alignas(16) float factor[config::kBlockN];               // by column of the tile: x's scale (L1), top-k weight (L2)
+    float alpha[2];                                          // of the tile: gate and up (L1), down (L2)
     float inverse_scale[config::kBlockN];                    // by column: one over the block's scale factor
     uint32_t slot[config::kBlockN];                          // by column: token * top-k + slot
     uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude, zero between blocks

@@ -1,4 +1,4 @@
-// Asynchronous copies into shared memory: bulk and tensor copies (TMA), and cp.async with an mbarrier arrival.
+// Asynchronous copies into shared memory: bulk and tensor copies (TMA), and cp.async.
 // PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy".
 #pragma once
 #include "types.cuh"
@@ -29,6 +29,12 @@ __device__ __forceinline__ void cp_async_bulk(uint32_t smem, const void* global,
         : "memory");
 }
 
+// The same without a policy.
+__device__ __forceinline__ void cp_async_bulk(uint32_t smem, const void* global, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem), "l"(global), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 // Loads the box at (x, y), innermost coordinate first; parts outside of the tensor arrive as zeros and count as bytes.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t smem, const TensorMap* map, int32_t x, int32_t y, uint32_t barrier) {
     asm volatile(
@@ -37,18 +43,12 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t smem, const Ten
         : "memory");
 }
 
-// Copies 16 bytes past L1, or writes 16 zeros when `is_valid` is false (`global` is then not read).
-__device__ __forceinline__ void cp_async_16(uint32_t smem, const void* global, bool is_valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem), "l"(global), "r"(is_valid ? 16u : 0u) : "memory");
+// Copies 4 bytes by the generic proxy, behind the thread's back.
+__device__ __forceinline__ void cp_async_4(uint32_t smem, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(smem), "l"(global) : "memory");
 }
 
-__device__ __forceinline__ void cp_async_4(uint32_t smem, const void* global, bool is_valid) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem), "l"(global), "r"(is_valid ? 4u : 0u) : "memory");
-}
-
-// Arrives on `barrier` (one of its counted arrivals) once all earlier cp.async of this thread have landed.
-__device__ __forceinline__ void cp_async_mbarrier_arrive(uint32_t barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
+// Waits for all of this thread's cp.async.
+__device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 }  // namespace ptx

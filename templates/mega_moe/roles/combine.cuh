@@ -14,7 +14,7 @@ __device__ __forceinline__ void combine_piece(const mega_moe::Params& params, ui
     float sum[8] = {};
     for (uint32_t k = 0; k < config::kNumTopk; ++k) {
         const uint32_t slot = token * config::kNumTopk + k;
-        if (comm::routed_expert(params.peers, params.sym, params.rank, slot) < 0) continue;
+        if (mega_moe::home_expert(params, slot) < 0) continue;
         const uint4 row = ptx::ld_global_cg_v4(partials + uint64_t(slot) * config::kHiddenPadded);
         const uint32_t pairs[4] = {row.x, row.y, row.z, row.w};
 #pragma unroll

@@ -14,44 +14,41 @@
 
 namespace roles {
 
-// What an epilogue needs from global memory, fetched before the MMAs that hide the way.
-struct TileInputs {
-    uint32_t slot;   // of the column that this thread looks after
-    float factor;    // of that column: x's scale (L1), the top-k weight (L2)
-    float alpha[2];  // L1: gate and up; L2: down
-};
-
-__device__ __forceinline__ TileInputs fetch_inputs(const Consumer& c, const mega_moe::Tile& tile) {
+// Starts the copies of what the epilogue needs of the tile's columns, before the MMAs that hide the way. The last tile's are no
+// longer read: its epilogue ended with a barrier.
+template <bool kIsL2>
+__device__ __forceinline__ void fetch_columns(const Consumer& c, const mega_moe::Tile& tile) {
     const mega_moe::Params& params = c.ctx.params;
+    mega_moe::SharedStorage& smem = c.ctx.smem;
     const uint32_t column = c.warpgroup * 128 + c.thread;
-    TileInputs inputs = {0, 0.0f, {0.0f, 0.0f}};
+    wait_stage(c);  // whoever loaded the tile's rows has seen what dispatch wrote beside them
     if (column < tile.num_rows) {
-        const uint32_t row = tile.row + column;
-        inputs.slot = params.routed[row];
-        inputs.factor = tile.is_l2 ? params.routed_weights[row] : config::kIsFp8 ? params.routed_sf[row] : 1.0f;
+        const uint32_t row = tile.pool_row + column;
+        if constexpr (kIsL2) {
+            ptx::cp_async_4(ptx::smem_address(&smem.slot[column]), params.routed + row);
+            ptx::cp_async_4(ptx::smem_address(&smem.factor[column]), params.routed_weights + row);
+        } else if constexpr (config::kHasTokenScales) {
+            ptx::cp_async_4(ptx::smem_address(&smem.factor[column]), params.routed_sf + row);
+        }
     }
-    const float* alphas = tile.is_l2 ? params.l2_alphas + tile.expert : params.l1_alphas + 2 * tile.expert;
-    inputs.alpha[0] = alphas[0];
-    inputs.alpha[1] = tile.is_l2 ? 0.0f : alphas[1];
-    return inputs;
+    if (!kIsL2 && !config::kHasTokenScales && column < config::kBlockN) smem.factor[column] = 1.0f;
+    if (column < (kIsL2 ? 1 : 2)) ptx::cp_async_4(ptx::smem_address(&smem.alpha[column]), kIsL2 ? params.l2_alphas + tile.expert : params.l1_alphas + 2 * tile.expert + column);
 }
 
-// Spreads slots and factors to all consumers. The last tile's are no longer read: its epilogue ended with a barrier.
-__device__ __forceinline__ void share_columns(const Consumer& c, const TileInputs& inputs) {
-    const uint32_t column = c.warpgroup * 128 + c.thread;
-    if (column < config::kBlockN) {
-        c.ctx.smem.slot[column] = inputs.slot;
-        c.ctx.smem.factor[column] = inputs.factor;
-    }
+// Before the first look at them.
+__device__ __forceinline__ void wait_columns() {
+    ptx::cp_async_wait_all();
     mega_moe::sync_consumers();
 }
 
 // A pass's values of a block that this thread has: value[m][2 * (column group) + column % 2].
-using Values = float[kM64][kSumRegisters / 2];
+template <uint32_t kWidth>
+using Values = float[kM64][kWidth / 4];
 
-template <uint32_t kBlock>
-__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const float (&alpha)[2], const Sums& sums, Values& value) {
+template <uint32_t kWidth, uint32_t kBlock>
+__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums, Values<kWidth>& value) {
     const mega_moe::Params& params = c.ctx.params;
+    const float (&alpha)[2] = c.ctx.smem.alpha;
     const uint32_t lane = c.thread % 32, warp = c.thread / 32;
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) {
@@ -65,7 +62,7 @@ __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe
             if constexpr (config::kIsGated) bias[1] = row[config::kIntermediatePadded + i];
         }
 #pragma unroll
-        for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
+        for (uint32_t j = 0; j < kWidth / 4; ++j) {
             const uint32_t r = j / 2 * 4 + j % 2;  // half 0; half 1 is r + 2
             const float scale = c.ctx.smem.factor[j / 2 * 8 + lane % 4 * 2 + j % 2];
             if constexpr (config::kIsGated) {
@@ -79,17 +76,18 @@ __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe
 
 // The first pass's values wait for the second's in shared memory, each thread's in a column of its own.
 __device__ __forceinline__ float& stashed(const Consumer& c, uint32_t m, uint32_t j) {
-    return c.ctx.smem.pass_values[(m * (kSumRegisters / 2) + j) * mega_moe::kNumConsumerThreads + c.warpgroup * 128 + c.thread];
+    return c.ctx.smem.pass_values[(m * (config::kBlockN / 4) + j) * mega_moe::kNumConsumerThreads + c.warpgroup * 128 + c.thread];
 }
 
 constexpr bool kStashes = config::kIsFp8 && config::kNumPasses > 1;
 static_assert(config::kNumPasses == 1 || (config::kNumPasses == 2 && config::kL1BlocksPerTile == 1), "one stash, of one block");
 
 // Largest magnitude of each column over the block's 128 values, in smem.amax (bits of non-negative floats order like integers).
-__device__ __forceinline__ void reduce_amax(const Consumer& c, const Values& value) {
+template <uint32_t kWidth>
+__device__ __forceinline__ void reduce_amax(const Consumer& c, const Values<kWidth>& value) {
     const uint32_t lane = c.thread % 32;
 #pragma unroll
-    for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
+    for (uint32_t j = 0; j < kWidth / 4; ++j) {
         float largest = 0.0f;
 #pragma unroll
         for (uint32_t m = 0; m < kM64; ++m) {
@@ -127,9 +125,10 @@ __device__ __forceinline__ void put_value(const Consumer& c, uint32_t pass, uint
 }
 
 // Quantises a pass's values, and with the second pass the first's that waited.
-__device__ __forceinline__ void quantize_block(const Consumer& c, uint32_t pass, const Values& value) {
+template <uint32_t kWidth>
+__device__ __forceinline__ void quantize_block(const Consumer& c, uint32_t pass, const Values<kWidth>& value) {
 #pragma unroll
-    for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
+    for (uint32_t j = 0; j < kWidth / 4; ++j) {
         const uint32_t column = j / 2 * 8 + c.thread % 4 * 2 + j % 2;
         const float inverse = config::kIsFp8 ? c.ctx.smem.inverse_scale[column] : 1.0f;
 #pragma unroll
@@ -151,37 +150,38 @@ __device__ __forceinline__ void store_block(const Consumer& c, const mega_moe::T
     }
 }
 
-template <uint32_t kBlock>
-__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const float (&alpha)[2], const Sums& sums) {
+template <uint32_t kWidth, uint32_t kBlock>
+__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
     using namespace mega_moe;
     const uint32_t block = tile.m_tile * config::kL1BlocksPerTile + kBlock;
-    Values value;
-    activate_block<kBlock>(c, tile, pass, alpha, sums, value);
+    Values<kWidth> value;
+    activate_block<kWidth, kBlock>(c, tile, pass, sums, value);
     if constexpr (kStashes) {
         if (pass == 0) {
 #pragma unroll
             for (uint32_t m = 0; m < kM64; ++m)
 #pragma unroll
-                for (uint32_t j = 0; j < kSumRegisters / 2; ++j) stashed(c, m, j) = value[m][j];
+                for (uint32_t j = 0; j < kWidth / 4; ++j) stashed(c, m, j) = value[m][j];
             return;
         }
     }
     if constexpr (config::kIsFp8) {
-        reduce_amax(c, value);
+        reduce_amax<kWidth>(c, value);
         sync_consumers();
         scale_columns(c, tile, block);
     }
-    quantize_block(c, pass, value);
+    quantize_block<kWidth>(c, pass, value);
     if (pass + 1 < config::kNumPasses) return;
     sync_consumers();
     store_block(c, tile, block);
     sync_consumers();
 }
 
-__device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const TileInputs& inputs, const Sums& sums) {
-    if (pass == 0) share_columns(c, inputs);
-    finish_block<0>(c, tile, pass, inputs.alpha, sums);
-    if constexpr (config::kL1BlocksPerTile > 1) finish_block<1>(c, tile, pass, inputs.alpha, sums);
+template <uint32_t kWidth>
+__device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
+    if (pass == 0) wait_columns();
+    finish_block<kWidth, 0>(c, tile, pass, sums);
+    if constexpr (config::kL1BlocksPerTile > 1) finish_block<kWidth, 1>(c, tile, pass, sums);
     // Publish: the stores happen before the release through the last barrier; L2's loader fences the proxy on its side.
     if (pass + 1 == config::kNumPasses && c.warpgroup == 0 && c.thread == 0) {
         ptx::red_release_gpu_add(&c.ctx.params.l1_done[tile.token_tile], 1);

@@ -12,14 +12,15 @@
 
 namespace roles {
 
-__device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const TileInputs& inputs, const Sums& sums) {
+template <uint32_t kWidth>
+__device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
     using namespace mega_moe;
     constexpr uint32_t kRun = 2 * kM64;  // neighbours that this thread has
-    if (pass == 0) share_columns(c, inputs);
+    if (pass == 0) wait_columns();
     const Params& params = c.ctx.params;
     const uint32_t lane = c.thread % 32, warp = c.thread / 32, m64 = c.m64(pass, 0);
     const uint32_t hidden = tile.m_tile * config::kBlockM + 128 * (m64 / 2) + 32 * warp + 4 * (lane / 4) + 2 * (m64 % 2);
-    const float alpha = inputs.alpha[0];
+    const float alpha = c.ctx.smem.alpha[0];
     float bias[kRun] = {};
     if (params.l2_bias != nullptr) {
 #pragma unroll
@@ -27,7 +28,7 @@ __device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::T
     }
     uint16_t* partials = comm::part<uint16_t>(params.peers, 0, params.sym.partials) + hidden;
 #pragma unroll
-    for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
+    for (uint32_t j = 0; j < kWidth / 4; ++j) {
         const uint32_t r = j / 2 * 4 + j % 2, column = j / 2 * 8 + lane % 4 * 2 + j % 2;
         if (column >= tile.num_rows) continue;
         const float weight = c.ctx.smem.factor[column];

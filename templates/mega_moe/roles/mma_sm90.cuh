@@ -1,10 +1,14 @@
 // Role: mma (two consumer warpgroups; each multiplies half of a pass's weight rows by all tokens of the tile)
 // Waits for:  a stage's full barrier
 // Produces:   the tile's sums in FP32 registers, for the epilogue of the same warps; releases stages on their empty barriers
-// Registers:  config::kConsumerRegisters: kM64 x kBlockN / 2 sums (E4M3: twice, see below), two units of decoded weights
+// Registers:  config::kConsumerRegisters: kM64 x kBlockN / 2 sums (E4M3: twice, see below), two jobs of decoded weights
 //
-// Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: each stage is accumulated by the
-// tensor core, then added to FP32 sums. In L2 the stage's scale factors (one a token) multiply it on the way.
+// A stage is two jobs, so that one is always multiplied while the other is decoded: with two 64-row tiles a warpgroup (kM64) a job
+// is one of them, 128 of K; with one it is a unit, 64 of K.
+//
+// Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: a block of stages (L2: one stage,
+// L1: kL1PromoteStages) is accumulated by the tensor core, then added to FP32 sums, in L2 times the stage's scale factors (one a
+// token). With two 64-row tiles one's sums are promoted while the other's are made; with one, the other warpgroup fills the gap.
 //
 // A tile of up to 64 tokens is one pass over its 256 weight rows; wider ones take two passes of 128 rows, for want of registers.
 #pragma once
@@ -17,8 +21,11 @@
 namespace roles {
 
 constexpr uint32_t kM64 = config::kPassM / 64 / config::kNumConsumerWarpgroups;  // 64-row tiles a warpgroup
-constexpr uint32_t kSumRegisters = config::kBlockN / 2;
-using Sums = float[kM64][kSumRegisters];
+constexpr uint32_t kJobUnits = kM64;  // two jobs a stage
+static_assert(kM64 * mega_moe::kUnitsPerStage == 2 * kJobUnits);
+template <uint32_t kWidth>
+using Sums = float[kM64][kWidth / 2];  // register r is column 8 (r / 4) + 2 (lane % 4) + r % 2, row 8 (r / 2 % 2) + lane / 4 of the warp's 16
+using Fragments = uint32_t[kJobUnits][mega_moe::kUnitRegisters];
 
 struct Consumer {
     const mega_moe::Context& ctx;
@@ -35,36 +42,59 @@ struct Consumer {
     }
 };
 
-__device__ __forceinline__ void zero(Sums& sums) {
+// A pass's registers beside its sums.
+struct Work {
+    mega_moe::PackedUnit packed[kJobUnits];  // of the next job, on their way from shared memory
+    Fragments fragments[2];                  // by job of the stage
+    uint32_t previous;                       // the stage before: not released yet
+};
+
+template <uint32_t kWidth>
+__device__ __forceinline__ void zero(Sums<kWidth>& sums) {
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m)
 #pragma unroll
-        for (uint32_t r = 0; r < kSumRegisters; ++r) sums[m][r] = 0.0f;
+        for (uint32_t r = 0; r < kWidth / 2; ++r) sums[m][r] = 0.0f;
 }
 
-using Fragments = uint32_t[kM64][mega_moe::kUnitRegisters];
-
 // Keeps registers where they are until the MMAs that use them are done.
-__device__ __forceinline__ void tie(Sums& sums) {
+template <uint32_t kNum>
+__device__ __forceinline__ void tie(float (&sums)[kNum]) {
 #pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m)
-#pragma unroll
-        for (uint32_t r = 0; r < kSumRegisters; ++r) ptx::tie(sums[m][r]);
+    for (uint32_t r = 0; r < kNum; ++r) ptx::tie(sums[r]);
 }
 
 __device__ __forceinline__ void tie(Fragments& fragments) {
 #pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m)
+    for (uint32_t u = 0; u < kJobUnits; ++u)
 #pragma unroll
-        for (uint32_t r = 0; r < mega_moe::kUnitRegisters; ++r) ptx::tie(fragments[m][r]);
+        for (uint32_t r = 0; r < mega_moe::kUnitRegisters; ++r) ptx::tie(fragments[u][r]);
 }
 
-template <uint32_t kUnit>
-__device__ __forceinline__ void decode(const Consumer& c, Fragments& fragments) {
-    const mega_moe::SharedStorage& smem = c.ctx.smem;
-    const uint32_t weights = ptx::smem_address(smem.weights[c.cursor.stage]), table = ptx::smem_address(smem.decode_table);
+// The 64-row tile of this warpgroup that a job belongs to, and a job's units of it.
+__device__ constexpr uint32_t job_m(uint32_t job) { return kM64 == 2 ? job : 0; }
+__device__ constexpr uint32_t job_unit(uint32_t job, uint32_t u) { return kM64 == 2 ? u : job; }
+
+// Starts the loads of a job of the stage that the cursor is at; its decode tables come in a second step, by its scales.
+template <uint32_t kJob>
+__device__ __forceinline__ void load_codes(const Consumer& c, Work& work) {
+    const uint32_t weights = ptx::smem_address(c.ctx.smem.weights[c.cursor.stage]);
 #pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m) mega_moe::decode_unit(weights, table, c.warpgroup * kM64 + m, kUnit, c.thread, fragments[m]);
+    for (uint32_t u = 0; u < kJobUnits; ++u) {
+        work.packed[u].load_codes(weights, c.warpgroup * kM64 + job_m(kJob), job_unit(kJob, u), c.thread);
+    }
+}
+
+__device__ __forceinline__ void load_tables(const Consumer& c, Work& work) {
+    const uint32_t table = ptx::smem_address(c.ctx.smem.decode_table);
+#pragma unroll
+    for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[u].load_tables(table, c.thread);
+}
+
+template <uint32_t kJob>
+__device__ __forceinline__ void decode(Work& work) {
+#pragma unroll
+    for (uint32_t u = 0; u < kJobUnits; ++u) mega_moe::decode_unit(work.packed[u], work.fragments[kJob][u]);
 }
 
 template <uint32_t kWidth, bool kOverwrites>
@@ -76,102 +106,131 @@ __device__ __forceinline__ void multiply_step(float* sums, const uint32_t* fragm
     }
 }
 
-// Starts the MMAs of one unit of stage `stage`. In E4M3 a stage's first MMA overwrites its sums: the last stage's were promoted.
-template <uint32_t kWidth, uint32_t kUnit>
-__device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums& sums, const Fragments& fragments) {
-    // BF16 has one 128-byte sub-block a unit, E4M3 has both units in one.
-    constexpr uint32_t kUnitOffset = config::kIsFp8 ? kUnit * mega_moe::kStepsPerUnit * 32 : kUnit * config::kBlockN * 128;
-    const uint64_t tokens = layout::gmma_descriptor(ptx::smem_address(c.ctx.smem.tokens[stage]) + kUnitOffset);
+// Starts the MMAs of a job of stage `stage`; the first one overwrites its sums where a block of stages begins.
+template <uint32_t kWidth, uint32_t kJob, bool kBegins>
+__device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums<kWidth>& sums, const Fragments& fragments) {
     ptx::wgmma_fence();
 #pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m) multiply_step<kWidth, kUnit == 0 && config::kIsFp8>(sums[m], fragments[m], tokens);
+    for (uint32_t u = 0; u < kJobUnits; ++u) {
+        // BF16 has one 128-byte sub-block a unit, E4M3 has both units in one.
+        const uint32_t unit = job_unit(kJob, u), offset = config::kIsFp8 ? unit * mega_moe::kStepsPerUnit * 32 : unit * config::kBlockN * 128;
+        const uint64_t tokens = layout::gmma_descriptor(ptx::smem_address(c.ctx.smem.tokens[stage]) + offset);
+        constexpr bool kIsFirstJob = kM64 == 2 || kJob == 0;
+        if (u == 0) {
+            multiply_step<kWidth, kBegins && kIsFirstJob>(sums[job_m(kJob)], fragments[u], tokens);
+        } else {
+            multiply_step<kWidth, false>(sums[job_m(kJob)], fragments[u], tokens);
+        }
 #pragma unroll
-    for (uint32_t step = 1; step < mega_moe::kStepsPerUnit; ++step) {
-#pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) multiply_step<kWidth, false>(sums[m], fragments[m] + 4 * step, tokens + step * layout::kDescriptorStep);
+        for (uint32_t step = 1; step < mega_moe::kStepsPerUnit; ++step) {
+            multiply_step<kWidth, false>(sums[job_m(kJob)], fragments[u] + 4 * step, tokens + step * layout::kDescriptorStep);
+        }
     }
     ptx::wgmma_commit_group();
 }
 
-// Adds a stage's sums to the total, times the tokens' scale factors in L2.
+// Adds a block's sums of one 64-row tile to the total, times the tokens' scale factors in L2, where a block is one stage.
 template <bool kIsL2, uint32_t kWidth>
-__device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const Sums& block, Sums& total) {
-    const uint32_t column = c.thread % 4 * 2;  // the first of this thread's columns in each 8
+__device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const float (&block)[kWidth / 2], float (&total)[kWidth / 2]) {
 #pragma unroll
-    for (uint32_t r = 0; r < kWidth / 2; ++r) {
+    for (uint32_t r = 0; r < kWidth / 2; r += 4) {
         // Registers r % 2 are neighbouring columns, r / 4 the group of 8.
-        const float sf = kIsL2 ? c.ctx.smem.acts_sf[stage][r / 4 * 8 + column + r % 2] : 1.0f;
+        if constexpr (kIsL2) {
+            const float2 sf = *reinterpret_cast<const float2*>(&c.ctx.smem.acts_sf[stage][r * 2 + c.thread % 4 * 2]);
+            total[r] = fmaf(block[r], sf.x, total[r]), total[r + 1] = fmaf(block[r + 1], sf.y, total[r + 1]);
+            total[r + 2] = fmaf(block[r + 2], sf.x, total[r + 2]), total[r + 3] = fmaf(block[r + 3], sf.y, total[r + 3]);
+        } else {
 #pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) total[m][r] = kIsL2 ? fmaf(block[m][r], sf, total[m][r]) : total[m][r] + block[m][r];
+            for (uint32_t i = r; i < r + 4; ++i) total[i] += block[i];
+        }
     }
 }
 
-template <bool kIsL2>
-__device__ __forceinline__ void wait_stage(const Consumer& c) {
-    pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor);
-    // L1's tokens came by cp.async, through the generic proxy; wgmma reads them through the async proxy.
-    if constexpr (!kIsL2) ptx::fence_proxy_async_shared();
-}
+__device__ __forceinline__ void wait_stage(const Consumer& c) { pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor); }
 
-// Sums a pass: L1 over hidden, L2 over intermediate. Each unit is decoded while the one before it is multiplied, also across
-// stages. Registers past kWidth / 2 stay zero.
-template <bool kIsL2, uint32_t kWidth>
-__device__ __forceinline__ void multiply_width(Consumer& c, Sums& total) {
-    constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
-    Fragments even, odd;
-    Sums block;
-    zero(block);
-    Sums& sums = config::kIsFp8 ? block : total;
-    uint32_t previous = 0;
-    wait_stage<kIsL2>(c);
-    decode<0>(c, even);
-    for (uint32_t k = 0; k < kStages; ++k) {
-        // One value a warp, in a uniform register: descriptors then cost no vector instructions.
-        const uint32_t stage = __shfl_sync(~0u, c.cursor.stage, 0);
-        multiply<kWidth, 0>(c, stage, sums, even);
-        if constexpr (!config::kIsFp8) {
-            // The odd unit of the last stage still runs: its fragment and its stage are free once it is done.
-            ptx::wgmma_wait_group<1>();
-            tie(odd);
-            if (k > 0) c.release(previous);
-            previous = stage;
-        }
-        decode<1>(c, odd);
-        multiply<kWidth, 1>(c, stage, sums, odd);
-        ptx::wgmma_wait_group<1>();  // the even unit
-        tie(even);
-        c.cursor.advance();
-        if (k + 1 < kStages) {
-            wait_stage<kIsL2>(c);
-            decode<0>(c, even);
-        }
-        if constexpr (config::kIsFp8) {
-            ptx::wgmma_wait_group<0>();
-            tie(odd);
-            tie(block);
-            promote<kIsL2, kWidth>(c, stage, block, total);
-            c.release(stage);
-        }
-    }
-    if constexpr (!config::kIsFp8) {
+// One stage, of which the first job's codes are there; on return its second job may still run. Where a block of stages begins
+// (kBegins) the last block's sums are promoted: all of them at once, or, where each stage is a block and there are two tiles
+// (kStaggers), each tile's while the other's MMAs run.
+template <bool kIsL2, uint32_t kWidth, bool kBegins, bool kStaggers>
+__device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWidth>& block, Sums<kWidth>& total, bool is_first, bool is_last) {
+    Sums<kWidth>& sums = config::kIsFp8 ? block : total;
+    // One value a warp, in a uniform register: descriptors then cost no vector instructions.
+    const uint32_t stage = __shfl_sync(~0u, c.cursor.stage, 0);
+    decode<0>(work);
+    if constexpr (kBegins && !kStaggers) {
         ptx::wgmma_wait_group<0>();
-        tie(odd);
-        tie(total);
-        c.release(previous);
+        tie(work.fragments[1]);
+#pragma unroll
+        for (uint32_t m = 0; m < kM64; ++m) {
+            tie(block[m]);
+            promote<kIsL2, kWidth>(c, work.previous, block[m], total[m]);
+        }
+    }
+    multiply<kWidth, 0, kBegins>(c, stage, sums, work.fragments[0]);
+    load_codes<1>(c, work);
+    if constexpr (!kBegins || kStaggers) {
+        ptx::wgmma_wait_group<1>();  // the last stage's second job
+        tie(work.fragments[1]);
+    }
+    load_tables(c, work);
+    if constexpr (kStaggers) {
+        tie(block[kM64 - 1]);
+        promote<kIsL2, kWidth>(c, work.previous, block[kM64 - 1], total[kM64 - 1]);
+    }
+    if (!is_first) c.release(work.previous);
+    decode<1>(work);
+    multiply<kWidth, 1, kBegins>(c, stage, sums, work.fragments[1]);
+    work.previous = stage;
+    c.cursor.advance();
+    if (!is_last) {
+        wait_stage(c);
+        load_codes<0>(c, work);
+    }
+    ptx::wgmma_wait_group<1>();  // the first job
+    tie(work.fragments[0]);
+    if (!is_last) load_tables(c, work);
+    if constexpr (kStaggers) {
+        tie(block[0]);
+        promote<kIsL2, kWidth>(c, stage, block[0], total[0]);
     }
 }
 
-// The narrowest MMA that holds the tile's tokens.
-template <bool kIsL2>
-__device__ __forceinline__ void multiply_pass(Consumer& c, const mega_moe::Tile& tile, Sums& total) {
-    zero(total);
-    if constexpr (config::kBlockN > 64) {
-        if (tile.width <= 64) return multiply_width<kIsL2, 64>(c, total);
+// Sums a pass: L1 over hidden, L2 over intermediate.
+template <bool kIsL2, uint32_t kWidth>
+__device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) {
+    constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
+    constexpr uint32_t kBlockStages = !config::kIsFp8 ? kStages : kIsL2 ? 1 : config::kL1PromoteStages;
+    constexpr bool kStaggers = config::kIsFp8 && kBlockStages == 1 && kM64 == 2;
+    Work work;
+    zero<kWidth>(total);
+    Sums<kWidth> block;
+    zero<kWidth>(block);  // the first block promotes nothing
+    wait_stage(c);
+    load_codes<0>(c, work);
+    load_tables(c, work);
+    work.previous = c.cursor.stage;
+    for (uint32_t k = 0; k < kStages;) {
+        const uint32_t end = min(k + kBlockStages, kStages);
+        if constexpr (config::kIsFp8) {
+            multiply_stage<kIsL2, kWidth, true, kStaggers>(c, work, block, total, k == 0, k + 1 == kStages);
+            ++k;
+        }
+        if constexpr (!config::kIsFp8 || kBlockStages > 1) {
+            for (; k < end; ++k) multiply_stage<kIsL2, kWidth, false, false>(c, work, block, total, k == 0, k + 1 == kStages);
+        }
     }
-    if constexpr (config::kBlockN > 128) {
-        if (tile.width <= 128) return multiply_width<kIsL2, 128>(c, total);
+    ptx::wgmma_wait_group<0>();
+    tie(work.fragments[1]);
+#pragma unroll
+    for (uint32_t m = kStaggers ? 1 : 0; m < kM64; ++m) {
+        if constexpr (config::kIsFp8) {
+            tie(block[m]);
+            promote<kIsL2, kWidth>(c, work.previous, block[m], total[m]);
+        } else {
+            tie(total[m]);
+        }
     }
-    multiply_width<kIsL2, config::kBlockN>(c, total);
+    c.release(work.previous);
 }
 
 }  // namespace roles

@@ -1,0 +1,213 @@
+// Role: dispatch (all warps, before they part)
+// Waits for:  the launch before this one (griddepcontrol)
+// Produces:   the schedule in shared memory (each block the same); in global memory, for every routed row, the quantised token in the
+//             pool with its scale, slot and top-k weight: a block does its share of the tokens, and counts rows in rows_ready[tile]
+// Registers:  those of the launch
+//
+// A lane makes 16 stored bytes at a time: vector v of a block of 64 is, in token order, four runs of kRun neighbours, 16 apart
+// (layout/token_order.cuh). So loads fill whole sectors, and stores whole lines.
+#pragma once
+#include "layout/token_order.cuh"
+#include "mega_moe/context_sm90.cuh"
+#include "ptx/convert.cuh"
+#include "ptx/fence.cuh"
+#include "ptx/ld_st.cuh"
+
+namespace roles {
+
+constexpr uint32_t kNumWarps = config::kNumThreads / 32;
+constexpr uint32_t kRun = layout::TokenOrder<config::kIsFp8>::kRun;
+constexpr uint32_t kVector = 16 / config::kActBytes;  // elements of a vector: runs of four 16-groups
+constexpr uint32_t kRowVectors = config::kTokenRowBytes / 16;
+constexpr uint32_t kVectorsPerLane = (kRowVectors + 31) / 32;
+constexpr uint32_t kHeldVectors = kVectorsPerLane < 8 ? kVectorsPerLane : 8;  // stay in registers; others are read twice
+static_assert(kVector == 4 * kRun);
+
+__device__ __forceinline__ int32_t local_expert(const mega_moe::Params& params, uint32_t slot) {
+    const int32_t expert = mega_moe::home_expert(params, slot) - int32_t(params.rank * config::kNumLocalExperts);
+    return expert >= 0 && expert < int32_t(config::kNumLocalExperts) ? expert : -1;
+}
+
+// This block's share of the tokens: neighbours, so that its rows follow those of the blocks before it.
+struct Share {
+    uint32_t begin, end;
+
+    __device__ __forceinline__ explicit Share(uint32_t num_tokens) {
+        const uint32_t share = (num_tokens + gridDim.x - 1) / gridDim.x;
+        begin = min(blockIdx.x * share, num_tokens), end = min(begin + share, num_tokens);
+    }
+};
+
+__device__ __forceinline__ void build_schedule(const mega_moe::Params& params, mega_moe::Schedule& schedule, const Share& share) {
+    constexpr uint32_t kAtOnce = 4;  // loads in flight
+    for (uint32_t e = threadIdx.x; e < config::kNumLocalExperts; e += config::kNumThreads) schedule.rows[e] = 0, schedule.next[e] = 0;
+    __syncthreads();
+    const uint32_t num_slots = params.num_tokens * config::kNumTopk, first_own = share.begin * config::kNumTopk;
+    for (uint32_t first = threadIdx.x; first < num_slots; first += kAtOnce * config::kNumThreads) {
+        int32_t expert[kAtOnce];
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; ++i) {
+            const uint32_t slot = first + i * config::kNumThreads;
+            expert[i] = slot < num_slots ? local_expert(params, slot) : -1;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; ++i) {
+            if (expert[i] < 0) continue;
+            atomicAdd(&schedule.rows[expert[i]], 1u);
+            if (first + i * config::kNumThreads < first_own) atomicAdd(&schedule.next[expert[i]], 1u);
+        }
+    }
+    __syncthreads();
+    if (params.recv_stats != nullptr && blockIdx.x == 0) {
+        for (uint32_t e = threadIdx.x; e < config::kNumLocalExperts; e += config::kNumThreads) params.recv_stats[e] += int32_t(schedule.rows[e]);
+    }
+    if (threadIdx.x < 32) {
+        // Inclusive sums over the experts, 32 at a time.
+        uint32_t before = 0;
+        if (threadIdx.x == 0) schedule.tile_begin[0] = 0;
+        for (uint32_t first = 0; first < config::kNumLocalExperts; first += 32) {
+            const uint32_t e = first + threadIdx.x;
+            uint32_t tiles = e < config::kNumLocalExperts ? (schedule.rows[e] + config::kBlockN - 1) / config::kBlockN : 0;
+            for (uint32_t step = 1; step < 32; step *= 2) {
+                const uint32_t t = __shfl_up_sync(~0u, tiles, step);
+                if (threadIdx.x >= step) tiles += t;
+            }
+            tiles += before;
+            if (e < config::kNumLocalExperts) schedule.tile_begin[e + 1] = tiles;
+            before = __shfl_sync(~0u, tiles, 31);
+        }
+    }
+    __syncthreads();
+}
+
+// A vector's values as they come: kRun bf16 of each of four 16-groups.
+struct Values16 {
+    uint32_t words[kVector / 2];
+};
+
+__device__ __forceinline__ Values16 load_values(const uint8_t* x_row, uint32_t vector) {
+    constexpr uint32_t kWords = kRun / 2;
+    Values16 values = {};
+    if (vector >= kRowVectors) return values;
+    const uint32_t first = vector * kVector / 64 * 64 + vector % (64 / kVector) * kRun;
+    const bool is_aligned = reinterpret_cast<uint64_t>(x_row) % (kRun * 2) == 0;
+#pragma unroll
+    for (uint32_t t = 0; t < 4; ++t) {
+        const uint32_t k = first + 16 * t;
+        if (is_aligned && k + kRun <= config::kHidden) {
+            if constexpr (kWords == 2) {
+                const uint2 run = *reinterpret_cast<const uint2*>(x_row + k * 2);
+                values.words[2 * t] = run.x, values.words[2 * t + 1] = run.y;
+            } else {
+                values.words[t] = *reinterpret_cast<const uint32_t*>(x_row + k * 2);
+            }
+        } else {
+#pragma unroll
+            for (uint32_t i = 0; i < kRun; ++i) {
+                if (k + i < config::kHidden) values.words[kWords * t + i / 2] |= uint32_t(reinterpret_cast<const uint16_t*>(x_row)[k + i]) << (16 * (i % 2));
+            }
+        }
+    }
+    return values;
+}
+
+__device__ __forceinline__ float amax(const Values16& values) {
+    float largest = 0.0f;
+#pragma unroll
+    for (uint32_t w : values.words) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(w)), fabsf(ptx::bf16_high(w))));
+    return largest;
+}
+
+__device__ __forceinline__ uint4 encode(const Values16& values, float inverse) {
+    uint32_t stored[4];
+#pragma unroll
+    for (uint32_t t = 0; t < 4; ++t) {
+        if constexpr (config::kIsFp8) {
+            const uint32_t a = values.words[2 * t], b = values.words[2 * t + 1];
+            stored[t] = uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(a) * inverse, ptx::bf16_high(a) * inverse)) |
+                        uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(b) * inverse, ptx::bf16_high(b) * inverse)) << 16;
+        } else {
+            stored[t] = values.words[t];
+        }
+    }
+    return {stored[0], stored[1], stored[2], stored[3]};
+}
+
+// The pool rows of a token's slots, one a lane; ~0 where a slot goes nowhere (here).
+__device__ __forceinline__ void store_vector(const mega_moe::Params& params, uint32_t pool_row, uint32_t vector, const uint4& stored) {
+    if (vector >= kRowVectors) vector = ~0u;
+#pragma unroll
+    for (uint32_t k = 0; k < config::kNumTopk; ++k) {
+        const uint32_t row = __shfl_sync(~0u, pool_row, k);
+        if (row != ~0u && vector != ~0u) reinterpret_cast<uint4*>(params.tokens + uint64_t(row) * config::kTokenRowBytes)[vector] = stored;
+    }
+}
+
+// One warp: a token from the caller's x, quantised, to its rows. Returns its scale.
+__device__ __forceinline__ float quantize_token(const mega_moe::Params& params, uint32_t token, uint32_t pool_row) {
+    const uint32_t lane = threadIdx.x % 32;
+    const uint8_t* x_row = params.x + uint64_t(token) * params.x_stride_bytes;
+    Values16 held[kHeldVectors];
+    float scale = 1.0f, inverse = 1.0f;
+#pragma unroll
+    for (uint32_t i = 0; i < kHeldVectors; ++i) held[i] = load_values(x_row, lane + 32 * i);
+    if constexpr (config::kIsFp8) {
+        float largest = 0.0f;
+#pragma unroll
+        for (uint32_t i = 0; i < kHeldVectors; ++i) largest = fmaxf(largest, amax(held[i]));
+#pragma unroll 4
+        for (uint32_t i = kHeldVectors; i < kVectorsPerLane; ++i) largest = fmaxf(largest, amax(load_values(x_row, lane + 32 * i)));
+#pragma unroll
+        for (uint32_t step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+        scale = fmaxf(largest, config::kMinAmax) / 448.0f;
+        inverse = 1.0f / scale;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kHeldVectors; ++i) store_vector(params, pool_row, lane + 32 * i, encode(held[i], inverse));
+#pragma unroll 2
+    for (uint32_t i = kHeldVectors; i < kVectorsPerLane; ++i) {
+        store_vector(params, pool_row, lane + 32 * i, encode(load_values(x_row, lane + 32 * i), inverse));
+    }
+    return scale;
+}
+
+// One warp: a token that staging has quantised.
+__device__ __forceinline__ float copy_token(const mega_moe::Params& params, uint32_t token, uint32_t pool_row) {
+    const uint4* row = reinterpret_cast<const uint4*>(comm::part<const uint8_t>(params.peers, 0, params.sym.tokens) + uint64_t(token) * config::kTokenRowBytes);
+#pragma unroll 4
+    for (uint32_t i = 0; i < kVectorsPerLane; ++i) {
+        const uint32_t vector = threadIdx.x % 32 + 32 * i;
+        store_vector(params, pool_row, vector, vector < kRowVectors ? row[vector] : uint4{});
+    }
+    return config::kHasTokenScales ? comm::part<const float>(params.peers, 0, params.sym.token_sf)[token] : 1.0f;
+}
+
+__device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t token) {
+    static_assert(config::kNumTopk <= 32, "a lane a slot");
+    const uint32_t lane = threadIdx.x % 32, slot = token * config::kNumTopk + lane;
+    uint32_t tile = 0, pool_row = ~0u;
+    const int32_t expert = lane < config::kNumTopk ? local_expert(params, slot) : -1;
+    if (expert >= 0) {
+        const uint32_t row = atomicAdd(&schedule.next[expert], 1u);
+        tile = schedule.tile_begin[expert] + row / config::kBlockN;
+        pool_row = tile * config::kBlockN + row % config::kBlockN;
+    }
+    const float scale = params.x != nullptr ? quantize_token(params, token, pool_row) : copy_token(params, token, pool_row);
+    if (expert >= 0) {
+        params.routed[pool_row] = slot;
+        params.routed_weights[pool_row] = params.topk_weights[slot];
+        if constexpr (config::kHasTokenScales) params.routed_sf[pool_row] = scale;
+    }
+    // The release below publishes the whole warp's writes: they happen before it through the warp's barrier.
+    __syncwarp();
+    if (expert >= 0) ptx::red_release_gpu_add(&params.rows_ready[tile], 1);
+}
+
+__device__ __forceinline__ void dispatch(const mega_moe::Params& params, mega_moe::Schedule& schedule) {
+    ptx::griddepcontrol_wait();
+    const Share share(params.num_tokens);
+    build_schedule(params, schedule, share);
+    for (uint32_t token = share.begin + threadIdx.x / 32; token < share.end; token += kNumWarps) dispatch_token(params, schedule, token);
+}
+
+}  // namespace roles
