@@ -41,7 +41,7 @@ CODE_BYTES = TILE_ROWS * STAGE_K // 2
 SCALE_BYTES = TILE_ROWS * STAGE_K // GROUP_K
 BLOCK_BYTES = CODE_BYTES + SCALE_BYTES
 
-_DIGITS = {"wg": 2, "m": 2, "warp": 4, "half": 2, "j": 8, "unit": 2, "t": 4}
+_DIGITS = {"wg": 2, "m": 2, "warp": 4, "half": 2, "j_high": 4, "j_low": 2, "unit": 2, "t": 4}
 
 
 class Sm90Element(Enum):
@@ -64,7 +64,9 @@ class RowOrder(Enum):
 
     L1_GATED: tile i holds intermediates 128 i .. 128 i + 127 twice: half 0 their gate rows, half 1 their up rows.
     L1_PLAIN: tile i holds intermediates 256 i .. 256 i + 255: half 0 the first 128, half 1 the others.
-    L2: tile i holds hidden rows 256 i .. 256 i + 255, so that a thread's values of two m64 are four neighbours.
+        In both, a thread's values of a warpgroup's two m64 are neighbours, and those of a warp's 8 lanes of a column
+        are 16 neighbouring bytes of the row that L2 reads, in its order of K: stores move whole vectors.
+    L2: tile i holds hidden rows 256 i .. 256 i + 255 in order.
     """
 
     L1_GATED = "l1_gated"
@@ -84,12 +86,12 @@ class RowOrder(Enum):
 
 # A row number's digits, most significant first: as the checkpoint counts and as the tile does. m64 = 2 wg + m.
 _CHECKPOINT_ROWS = {
-    RowOrder.L1_GATED: ("half", "tile", "wg", "m", "warp", "j"),
-    RowOrder.L1_PLAIN: ("tile", "half", "wg", "m", "warp", "j"),
-    RowOrder.L2: ("tile", "wg", "warp", "j", "m", "half"),
+    RowOrder.L1_GATED: ("half", "tile", "wg", "j_high", "warp", "j_low", "m"),
+    RowOrder.L1_PLAIN: ("tile", "half", "wg", "j_high", "warp", "j_low", "m"),
+    RowOrder.L2: ("tile", "wg", "m", "warp", "half", "j_high", "j_low"),
 }
 _GROUPS = ("stage", "unit", "t")  # digits of a group number along K, the same in both
-_BLOCK = ("tile", "stage", "wg", "m", "unit", "warp", "j", "t", "half")
+_BLOCK = ("tile", "stage", "wg", "m", "unit", "warp", "j_high", "j_low", "t", "half")
 
 
 def _code_bits(element: Sm90Element, offset: int) -> tuple[int, int, int, int]:
@@ -296,15 +298,14 @@ class Sm90WeightLayout:
         """Return int64: tile * 256 + row inside the tile of a checkpoint row."""
         if self.row_order is RowOrder.L2:
             tile, r = row // 256, row % 256
-            wg, warp, j, m, half = r // 128, r // 32 % 4, r // 4 % 8, r // 2 % 2, r % 2
-            m64 = 2 * wg + m
+            m64, warp, half, j = r // 64, r // 16 % 4, r // 8 % 2, r % 8
         else:
             branch, r = row // self.rows, row % self.rows
             if self.row_order is RowOrder.L1_GATED:
                 tile, half, r = r // 128, branch, r % 128
             else:
                 tile, half, r = r // 256, r // 128 % 2, r % 128
-            m64, warp, j = r // 32, r // 8 % 4, r % 8
+            m64, warp, j = 2 * (r // 64) + r % 2, r // 4 % 4, 2 * (r // 16 % 4) + r // 2 % 2
         return 256 * tile + 64 * m64 + 16 * warp + 8 * half + j
 
     def _owner(self, row: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, ...]:

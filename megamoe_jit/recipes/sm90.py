@@ -185,9 +185,9 @@ class Sm90Config:
         return self.pass_m * _BLOCK_K * 9 // 16
 
     @property
-    def _num_pass_values(self) -> int:
-        """FP32 values that wait for the second pass, which shares their scale factor; one (unused) where none do."""
-        return self.pass_m // 2 * self.block_n if self.num_passes > 1 and self.shapes.is_fp8 else 1
+    def _out_bytes(self) -> int:
+        """L2's results of one 64-row tile for each warpgroup in BF16; in L1 a first pass's FP32 values need as much."""
+        return self.block_n * 128 * _NUM_CONSUMER_WARPGROUPS
 
     def shared_storage(self) -> StructLayout:
         """Return the twin of `SharedStorage` in templates/mega_moe/storage_sm90.cuh."""
@@ -197,14 +197,13 @@ class Sm90Config:
             ("tokens", s * self.token_stage_bytes, 1024),
             ("weights", s * self.weight_stage_bytes, 128),
             ("acts", n * SF_GRAN_K * self.shapes.act_bytes, 128),
-            ("pass_values", self._num_pass_values * 4, 16),
+            ("out", self._out_bytes, 128),
             ("acts_sf", s * n * 4, 16),
             ("decode_table", self._decode_table_rows * _TABLE_COPIES * 8, 128),
-            ("factor", n * 4, 16),
-            ("alpha", 8, 4),
-            ("inverse_scale", n * 4, 4),
-            ("slot", n * 4, 4),
+            ("columns", _NUM_CONSUMER_WARPGROUPS * round_up(8 * n + 8, 16), 16),
+            ("inverse_scale", n * 4, 16),
             ("amax", n * 4, 4),
+            ("is_last", 4, 4),
             ("schedule", schedule_bytes, 4),
             ("ring", 2 * s * 8, 8),
         )
@@ -240,7 +239,7 @@ class Sm90Config:
             "pass_m": self.pass_m,
             "l1_m_tiles": sizes.l1_rows // _BLOCK_M,
             "l2_m_tiles": sizes.hidden_padded // _BLOCK_M,
-            "l2_arrivals": sizes.hidden_padded // _BLOCK_M,
+            "l2_arrivals": sizes.hidden_padded // _BLOCK_M * _NUM_CONSUMER_WARPGROUPS,
             "l1_k_stages": sizes.hidden_k // _BLOCK_K,
             "l2_k_stages": sizes.intermediate_padded // _BLOCK_K,
             "l1_blocks_per_tile": 1 if p.activation.gated else 2,
@@ -266,7 +265,7 @@ class Sm90Config:
             "weight_stage_bytes": self.weight_stage_bytes,
             "stage_code_bytes": self.pass_m * _BLOCK_K // 2,
             "stage_scale_bytes": self.pass_m * _BLOCK_K // 16,
-            "pass_values": self._num_pass_values,
+            "out_bytes": self._out_bytes,
             "acts_tile_bytes": self.block_n * SF_GRAN_K * sizes.act_bytes,
             "decode_table_rows": self._decode_table_rows,
             "table_copies": _TABLE_COPIES,

@@ -17,8 +17,8 @@ struct Context {
     comm::Watchdog watchdog;
 };
 
-// Named barrier ids; 0 is __syncthreads.
-constexpr uint32_t kConsumerBarrier = 1;
+// Named barrier ids; 0 is __syncthreads. Each consumer warpgroup has one more of its own.
+constexpr uint32_t kConsumerBarrier = 1, kFirstWarpgroupBarrier = 2;
 constexpr uint32_t kNumConsumerThreads = config::kNumConsumerWarpgroups * 128;
 
 __device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBarrier, kNumConsumerThreads); }

@@ -54,6 +54,6 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
         });
         ptx::griddepcontrol_launch_dependents();
         roles::combine(ctx, thread);
-        roles::cleanup(ctx, thread, smem.slot);
+        roles::cleanup(ctx, thread, &smem.is_last);
     }
 }

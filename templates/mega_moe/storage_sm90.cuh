@@ -7,18 +7,24 @@
 
 namespace mega_moe {
 
+// Of the columns of a warpgroup's tile.
+struct alignas(16) Columns {
+    float factor[config::kBlockN];   // x's scale (L1), the top-k weight (L2)
+    uint32_t slot[config::kBlockN];  // token * top-k + slot (L2)
+    float alpha[2];                  // of the tile: gate and up (L1), down (L2)
+};
+
 struct SharedStorage {
     alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
     alignas(128) uint8_t weights[config::kNumStages][config::kWeightStageBytes];
     alignas(128) uint8_t acts[config::kActsTileBytes];       // one L1 tile's activations on their way out
-    alignas(16) float pass_values[config::kPassValues];      // an L1 tile's first pass, until the second is done
+    alignas(128) uint8_t out[config::kOutBytes];             // L2's results on their way out; L1: a first pass's values, until the second's
     alignas(16) float acts_sf[config::kNumStages][config::kBlockN];
     alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];
-    alignas(16) float factor[config::kBlockN];               // by column of the tile: x's scale (L1), top-k weight (L2)
-    float alpha[2];                                          // of the tile: gate and up (L1), down (L2)
-    float inverse_scale[config::kBlockN];                    // by column: one over the block's scale factor
-    uint32_t slot[config::kBlockN];                          // by column: token * top-k + slot
+    Columns columns[config::kNumConsumerWarpgroups];
+    alignas(16) float inverse_scale[config::kBlockN];        // by column: one over the block's scale factor
     uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude, zero between blocks
+    uint32_t is_last;                                        // cleanup: this block is the last to leave
     Schedule schedule;
     alignas(8) pipeline::RingBarriers ring;
 };

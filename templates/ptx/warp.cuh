@@ -9,6 +9,22 @@ __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
+// column l % 8 of matrix l / 8 goes to the 16 bytes at lane l's address. PTX ISA, "stmatrix".
+template <uint32_t kNum>
+__device__ __forceinline__ void stmatrix_trans(uint32_t address, const uint32_t* matrices) {
+    static_assert(kNum == 1 || kNum == 2 || kNum == 4);
+    if constexpr (kNum == 4) {
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(matrices[0]), "r"(matrices[1]),
+                     "r"(matrices[2]), "r"(matrices[3])
+                     : "memory");
+    } else if constexpr (kNum == 2) {
+        asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(matrices[0]), "r"(matrices[1]) : "memory");
+    } else {
+        asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(matrices[0]) : "memory");
+    }
+}
+
 template <uint32_t kRegisters>
 __device__ __forceinline__ void setmaxnreg_inc() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));

@@ -11,14 +11,26 @@ namespace roles {
 // One warp sums 256 neighbouring values of one token, 8 a lane.
 __device__ __forceinline__ void combine_piece(const mega_moe::Params& params, uint32_t token, uint32_t hidden) {
     const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials) + hidden;
+    // A lane looks at a slot; then all rows are on their way before the first is added.
+    const uint32_t lane = threadIdx.x % 32;
+    static_assert(config::kNumTopk <= 32, "a lane a slot");
+    const uint32_t routed = __ballot_sync(~0u, lane < config::kNumTopk && mega_moe::home_expert(params, token * config::kNumTopk + lane) >= 0);
+    constexpr uint32_t kAtOnce = config::kNumTopk < 8 ? config::kNumTopk : 8;
     float sum[8] = {};
-    for (uint32_t k = 0; k < config::kNumTopk; ++k) {
-        const uint32_t slot = token * config::kNumTopk + k;
-        if (mega_moe::home_expert(params, slot) < 0) continue;
-        const uint4 row = ptx::ld_global_cg_v4(partials + uint64_t(slot) * config::kHiddenPadded);
-        const uint32_t pairs[4] = {row.x, row.y, row.z, row.w};
+#pragma unroll 1
+    for (uint32_t first = 0; first < config::kNumTopk; first += kAtOnce) {
+        uint4 rows[kAtOnce];
 #pragma unroll
-        for (uint32_t i = 0; i < 4; ++i) sum[2 * i] += ptx::bf16_low(pairs[i]), sum[2 * i + 1] += ptx::bf16_high(pairs[i]);
+        for (uint32_t k = 0; k < kAtOnce; ++k) {
+            const uint32_t slot = first + k;
+            rows[k] = slot < config::kNumTopk && (routed >> slot & 1) ? ptx::ld_global_cg_v4(partials + uint64_t(token * config::kNumTopk + slot) * config::kHiddenPadded) : uint4{0, 0, 0, 0};
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < kAtOnce; ++k) {
+            const uint32_t pairs[4] = {rows[k].x, rows[k].y, rows[k].z, rows[k].w};
+#pragma unroll
+            for (uint32_t i = 0; i < 4; ++i) sum[2 * i] += ptx::bf16_low(pairs[i]), sum[2 * i + 1] += ptx::bf16_high(pairs[i]);
+        }
     }
     const float factor = params.routed_scaling_factor;
     uint16_t* y = params.y + uint64_t(token) * params.y_stride + hidden;

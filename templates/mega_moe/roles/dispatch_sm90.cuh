@@ -38,25 +38,53 @@ struct Share {
     }
 };
 
-__device__ __forceinline__ void build_schedule(const mega_moe::Params& params, mega_moe::Schedule& schedule, const Share& share) {
-    constexpr uint32_t kAtOnce = 4;  // loads in flight
-    for (uint32_t e = threadIdx.x; e < config::kNumLocalExperts; e += config::kNumThreads) schedule.rows[e] = 0, schedule.next[e] = 0;
-    __syncthreads();
-    const uint32_t num_slots = params.num_tokens * config::kNumTopk, first_own = share.begin * config::kNumTopk;
-    for (uint32_t first = threadIdx.x; first < num_slots; first += kAtOnce * config::kNumThreads) {
+// Counts the slots of each expert, and of them those before this block's share. A warp looks at 32 slots at a time; lane l counts
+// experts l, l + 32, ..., whose slots the bits of all lanes' experts tell: no two lanes ever meet at a counter.
+__device__ __forceinline__ void count_slots(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t first_own) {
+    constexpr uint32_t kSets = (config::kNumLocalExperts + 31) / 32, kAtOnce = 4;  // loads in flight
+    constexpr uint32_t kBits = kSets <= 1 ? 5 : kSets <= 2 ? 6 : kSets <= 4 ? 7 : kSets <= 8 ? 8 : 9;
+    const uint32_t lane = threadIdx.x % 32, num_slots = params.num_tokens * config::kNumTopk;
+    uint32_t all[kSets] = {}, before[kSets] = {};
+    for (uint32_t begin = threadIdx.x / 32 * 32; begin < num_slots; begin += kAtOnce * config::kNumThreads) {
         int32_t expert[kAtOnce];
 #pragma unroll
         for (uint32_t i = 0; i < kAtOnce; ++i) {
-            const uint32_t slot = first + i * config::kNumThreads;
+            const uint32_t slot = begin + i * config::kNumThreads + lane;
             expert[i] = slot < num_slots ? local_expert(params, slot) : -1;
         }
 #pragma unroll
         for (uint32_t i = 0; i < kAtOnce; ++i) {
-            if (expert[i] < 0) continue;
-            atomicAdd(&schedule.rows[expert[i]], 1u);
-            if (first + i * config::kNumThreads < first_own) atomicAdd(&schedule.next[expert[i]], 1u);
+            const uint32_t first = begin + i * config::kNumThreads;
+            const uint32_t earlier = first >= first_own ? 0 : first_own - first >= 32 ? ~0u : (1u << (first_own - first)) - 1;
+            const uint32_t valid = __ballot_sync(~0u, expert[i] >= 0);
+            uint32_t same = valid;
+            uint32_t planes[kBits];
+#pragma unroll
+            for (uint32_t b = 0; b < kBits; ++b) {
+                planes[b] = __ballot_sync(~0u, expert[i] >> b & 1);
+                if (b < 5) same &= lane >> b & 1 ? planes[b] : ~planes[b];
+            }
+#pragma unroll
+            for (uint32_t set = 0; set < kSets; ++set) {
+                uint32_t mine = same;
+#pragma unroll
+                for (uint32_t b = 5; b < kBits; ++b) mine &= set >> (b - 5) & 1 ? planes[b] : ~planes[b];
+                all[set] += __popc(mine), before[set] += __popc(mine & earlier);
+            }
         }
     }
+#pragma unroll
+    for (uint32_t set = 0; set < kSets; ++set) {
+        const uint32_t e = set * 32 + lane;
+        if (all[set] > 0) atomicAdd(&schedule.rows[e], all[set]);
+        if (before[set] > 0) atomicAdd(&schedule.next[e], before[set]);
+    }
+}
+
+__device__ __forceinline__ void build_schedule(const mega_moe::Params& params, mega_moe::Schedule& schedule, const Share& share) {
+    for (uint32_t e = threadIdx.x; e < config::kNumLocalExperts; e += config::kNumThreads) schedule.rows[e] = 0, schedule.next[e] = 0;
+    __syncthreads();
+    count_slots(params, schedule, share.begin * config::kNumTopk);
     __syncthreads();
     if (params.recv_stats != nullptr && blockIdx.x == 0) {
         for (uint32_t e = threadIdx.x; e < config::kNumLocalExperts; e += config::kNumThreads) params.recv_stats[e] += int32_t(schedule.rows[e]);

@@ -1,102 +1,104 @@
 // Role: L1 epilogue (the consumer warpgroups, after mma)
 // Waits for:  nothing beyond the tile's sums
-// Produces:   activation(sums) in the pool of routed tokens, E4M3 with one scale factor per (token, 128 values) or BF16, in token
-//             order of K; counts the tile in l1_done
+// Produces:   activation(sums) in the pool, E4M3 with one scale factor per (token, 128 values) or BF16, in token order of K; counts the
+//             tile in l1_done
 // Registers:  config::kConsumerRegisters
 //
-// Sum register r of m64 tile m is column 8 (r / 4) + 2 (lane % 4) + r % 2; half = r / 2 % 2 is row g (0) or g + 8 (1). The weight
-// transform puts gate in half 0 and the same value's up in half 1; without a gate the halves are two blocks of 128 values.
+// The weight transform puts gate in half 0 and the same value's up in half 1; without a gate the halves are two blocks of 128 values. A
+// thread's values of a warpgroup's two 64-row tiles are neighbours in a stored row: `pair`. In E4M3 a pair is one 16-bit element of a
+// matrix that stmatrix transposes; with two passes the first pass's value waits for the second's.
 #pragma once
-#include "layout/token_order.cuh"
 #include "mega_moe/activation.cuh"
-#include "mega_moe/context_sm90.cuh"
-#include "mega_moe/roles/mma_sm90.cuh"
+#include "mega_moe/roles/columns_sm90.cuh"
+#include "ptx/convert.cuh"
 
 namespace roles {
 
-// Starts the copies of what the epilogue needs of the tile's columns, before the MMAs that hide the way. The last tile's are no
-// longer read: its epilogue ended with a barrier.
-template <bool kIsL2>
-__device__ __forceinline__ void fetch_columns(const Consumer& c, const mega_moe::Tile& tile) {
-    const mega_moe::Params& params = c.ctx.params;
-    mega_moe::SharedStorage& smem = c.ctx.smem;
-    const uint32_t column = c.warpgroup * 128 + c.thread;
-    wait_stage(c);  // whoever loaded the tile's rows has seen what dispatch wrote beside them
-    if (column < tile.num_rows) {
-        const uint32_t row = tile.pool_row + column;
-        if constexpr (kIsL2) {
-            ptx::cp_async_4(ptx::smem_address(&smem.slot[column]), params.routed + row);
-            ptx::cp_async_4(ptx::smem_address(&smem.factor[column]), params.routed_weights + row);
-        } else if constexpr (config::kHasTokenScales) {
-            ptx::cp_async_4(ptx::smem_address(&smem.factor[column]), params.routed_sf + row);
-        }
-    }
-    if (!kIsL2 && !config::kHasTokenScales && column < config::kBlockN) smem.factor[column] = 1.0f;
-    if (column < (kIsL2 ? 1 : 2)) ptx::cp_async_4(ptx::smem_address(&smem.alpha[column]), kIsL2 ? params.l2_alphas + tile.expert : params.l1_alphas + 2 * tile.expert + column);
-}
-
-// Before the first look at them.
-__device__ __forceinline__ void wait_columns() {
-    ptx::cp_async_wait_all();
-    mega_moe::sync_consumers();
-}
-
-// A pass's values of a block that this thread has: value[m][2 * (column group) + column % 2].
+// Values of this thread: value[m][2 * (column group) + column % 2].
 template <uint32_t kWidth>
 using Values = float[kM64][kWidth / 4];
+template <uint32_t kWidth>
+using Pairs = float[2][kWidth / 4];
 
 template <uint32_t kWidth, uint32_t kBlock>
 __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums, Values<kWidth>& value) {
     const mega_moe::Params& params = c.ctx.params;
-    const float (&alpha)[2] = c.ctx.smem.alpha;
+    const mega_moe::Columns& columns = columns_of(c);
     const uint32_t lane = c.thread % 32, warp = c.thread / 32;
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) {
-        // Intermediate index of this thread's row, inside the 128 of the block.
-        const uint32_t in_block = 32 * c.m64(pass, m) + 8 * warp + lane / 4;
+        const uint32_t m64 = c.m64(pass, m);
         float bias[2] = {0.0f, 0.0f};
         if (params.l1_bias != nullptr) {
             const float* row = params.l1_bias + uint64_t(tile.expert) * config::kL1Rows;
+            const uint32_t in_block = m64 / 2 * 64 + lane / 8 * 16 + warp * 4 + lane / 4 % 2 * 2 + m64 % 2;
             const uint32_t i = (tile.m_tile * config::kL1BlocksPerTile + kBlock) * 128 + in_block;
             bias[0] = row[i];
             if constexpr (config::kIsGated) bias[1] = row[config::kIntermediatePadded + i];
         }
 #pragma unroll
-        for (uint32_t j = 0; j < kWidth / 4; ++j) {
-            const uint32_t r = j / 2 * 4 + j % 2;  // half 0; half 1 is r + 2
-            const float scale = c.ctx.smem.factor[j / 2 * 8 + lane % 4 * 2 + j % 2];
-            if constexpr (config::kIsGated) {
-                value[m][j] = mega_moe::activate(fmaf(sums[m][r], scale * alpha[0], bias[0]), fmaf(sums[m][r + 2], scale * alpha[1], bias[1]));
-            } else {
-                value[m][j] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], scale * alpha[0], bias[0]));
+        for (uint32_t j = 0; j < kWidth / 4; j += 2) {
+            float2 scale = {1.0f, 1.0f};
+            if constexpr (config::kHasTokenScales) scale = *reinterpret_cast<const float2*>(&columns.factor[j / 2 * 8 + lane % 4 * 2]);
+#pragma unroll
+            for (uint32_t i = 0; i < 2; ++i) {
+                const uint32_t r = j * 2 + i;  // half 0; half 1 is r + 2
+                const float s = i == 0 ? scale.x : scale.y;
+                if constexpr (config::kIsGated) {
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r], s * columns.alpha[0], bias[0]), fmaf(sums[m][r + 2], s * columns.alpha[1], bias[1]));
+                } else {
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], s * columns.alpha[0], bias[0]));
+                }
             }
         }
     }
 }
 
-// The first pass's values wait for the second's in shared memory, each thread's in a column of its own.
-__device__ __forceinline__ float& stashed(const Consumer& c, uint32_t m, uint32_t j) {
-    return c.ctx.smem.pass_values[(m * (config::kBlockN / 4) + j) * mega_moe::kNumConsumerThreads + c.warpgroup * 128 + c.thread];
-}
-
 constexpr bool kStashes = config::kIsFp8 && config::kNumPasses > 1;
 static_assert(config::kNumPasses == 1 || (config::kNumPasses == 2 && config::kL1BlocksPerTile == 1), "one stash, of one block");
 
+// The first pass's values wait for the second's in shared memory, each thread's in a column of its own.
+__device__ __forceinline__ float& stashed(const Consumer& c, uint32_t j) {
+    return reinterpret_cast<float*>(c.ctx.smem.out)[j * mega_moe::kNumConsumerThreads + c.warpgroup * 128 + c.thread];
+}
+
+// Halves `v`: a lane keeps the larger of its own and its partner's values, of one half of the columns; `first` says which.
+template <uint32_t kNum, uint32_t kStep>
+__device__ __forceinline__ void reduce_lanes(float* v, uint32_t lane, uint32_t& first, uint32_t& num, bool& is_mine) {
+    if constexpr (kNum % 2 == 0) {
+        const bool is_upper = (lane & kStep) != 0;
+#pragma unroll
+        for (uint32_t i = 0; i < kNum / 2; ++i) {
+            const float sent = is_upper ? v[i] : v[i + kNum / 2], kept = is_upper ? v[i + kNum / 2] : v[i];
+            v[i] = fmaxf(kept, __shfl_xor_sync(~0u, sent, kStep));
+        }
+        first += is_upper ? kNum / 2 : 0;
+        if constexpr (kStep > 4) reduce_lanes<kNum / 2, kStep / 2>(v, lane, first, num, is_mine);
+        else num = kNum / 2;
+    } else {
+#pragma unroll
+        for (uint32_t i = 0; i < kNum; ++i) v[i] = fmaxf(v[i], __shfl_xor_sync(~0u, v[i], kStep));
+        is_mine = is_mine && (lane & kStep) == 0;
+        if constexpr (kStep > 4) reduce_lanes<kNum, kStep / 2>(v, lane, first, num, is_mine);
+        else num = kNum;
+    }
+}
+
 // Largest magnitude of each column over the block's 128 values, in smem.amax (bits of non-negative floats order like integers).
 template <uint32_t kWidth>
-__device__ __forceinline__ void reduce_amax(const Consumer& c, const Values<kWidth>& value) {
+__device__ __forceinline__ void reduce_amax(const Consumer& c, const Pairs<kWidth>& pair) {
     const uint32_t lane = c.thread % 32;
+    float largest[kWidth / 4];
 #pragma unroll
-    for (uint32_t j = 0; j < kWidth / 4; ++j) {
-        float largest = 0.0f;
+    for (uint32_t j = 0; j < kWidth / 4; ++j) largest[j] = fmaxf(fabsf(pair[0][j]), fabsf(pair[1][j]));
+    uint32_t first = 0, num = 0;
+    bool is_mine = true;
+    reduce_lanes<kWidth / 4, 16>(largest, lane, first, num, is_mine);
+    constexpr uint32_t kMost = (kWidth / 4) % 8 == 0 ? kWidth / 32 : (kWidth / 4) % 4 == 0 ? kWidth / 16 : (kWidth / 4) % 2 == 0 ? kWidth / 8 : kWidth / 4;
 #pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) {
-            largest = fmaxf(largest, fabsf(value[m][j]));
-            if constexpr (kStashes) largest = fmaxf(largest, fabsf(stashed(c, m, j)));
-        }
-#pragma unroll
-        for (uint32_t step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-        if (lane < 4) atomicMax(&c.ctx.smem.amax[j / 2 * 8 + lane * 2 + j % 2], __float_as_uint(largest));
+    for (uint32_t i = 0; i < kMost; ++i) {
+        const uint32_t j = first + i;
+        if (is_mine) atomicMax(&c.ctx.smem.amax[j / 2 * 8 + lane % 4 * 2 + j % 2], __float_as_uint(largest[i]));
     }
 }
 
@@ -113,28 +115,35 @@ __device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe:
     mega_moe::sync_consumers();
 }
 
-// Converts one value into the shared tile [column][128], K in token order.
-__device__ __forceinline__ void put_value(const Consumer& c, uint32_t pass, uint32_t m, uint32_t column, float value) {
+// E4M3: the pairs of all columns to the shared tile [column][128].
+template <uint32_t kWidth>
+__device__ __forceinline__ void put_codes(const Consumer& c, const Pairs<kWidth>& pair) {
     const uint32_t lane = c.thread % 32, warp = c.thread / 32;
-    const uint32_t k = layout::TokenOrder<config::kIsFp8>::position(32 * c.m64(pass, m) + 8 * warp + lane / 4);
-    if constexpr (config::kIsFp8) {
-        c.ctx.smem.acts[column * 128 + k] = uint8_t(ptx::cvt_e4m3x2(value, 0.0f));
-    } else {
-        reinterpret_cast<uint16_t*>(c.ctx.smem.acts)[column * 128 + k] = uint16_t(ptx::cvt_bf16x2(value, 0.0f));
+    uint32_t matrices[kWidth / 8];
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth / 8; ++i) {
+        const float2 inverse = *reinterpret_cast<const float2*>(&c.ctx.smem.inverse_scale[8 * i + lane % 4 * 2]);
+        matrices[i] = uint32_t(ptx::cvt_e4m3x2(pair[0][2 * i] * inverse.x, pair[1][2 * i] * inverse.x)) |
+                      uint32_t(ptx::cvt_e4m3x2(pair[0][2 * i + 1] * inverse.y, pair[1][2 * i + 1] * inverse.y)) << 16;
     }
+    store_columns<kWidth>(ptx::smem_address(c.ctx.smem.acts), 4 * c.warpgroup + warp, matrices);
 }
 
-// Quantises a pass's values, and with the second pass the first's that waited.
+// BF16: the pass's values to the shared tile [column][2][64]: a warpgroup's 64 values are the 128 bytes of its half.
 template <uint32_t kWidth>
-__device__ __forceinline__ void quantize_block(const Consumer& c, uint32_t pass, const Values<kWidth>& value) {
+__device__ __forceinline__ void put_values(const Consumer& c, uint32_t pass, const Values<kWidth>& value) {
+    const uint32_t lane = c.thread % 32, warp = c.thread / 32;
+    // Place of the pair: 16 warp + 8 (row % 2) + 2 (row / 2) of the 64 (layout/token_order.cuh).
+    const uint32_t piece = 2 * warp + lane / 4 % 2, word = lane / 8;
+    uint8_t* half = c.ctx.smem.acts + c.warpgroup * (config::kBlockN * 128);
 #pragma unroll
     for (uint32_t j = 0; j < kWidth / 4; ++j) {
-        const uint32_t column = j / 2 * 8 + c.thread % 4 * 2 + j % 2;
-        const float inverse = config::kIsFp8 ? c.ctx.smem.inverse_scale[column] : 1.0f;
-#pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) {
-            put_value(c, pass, m, column, value[m][j] * inverse);
-            if constexpr (kStashes) put_value(c, 0, m, column, stashed(c, m, j) * inverse);
+        const uint32_t column = j / 2 * 8 + lane % 4 * 2 + j % 2;
+        uint8_t* place = half + column_piece(column, piece) + word * 4;
+        if constexpr (kM64 == 2) {
+            *reinterpret_cast<uint32_t*>(place) = ptx::cvt_bf16x2(value[0][j], value[kM64 - 1][j]);
+        } else {
+            reinterpret_cast<uint16_t*>(place)[pass] = uint16_t(ptx::cvt_bf16x2(value[0][j], 0.0f));
         }
     }
 }
@@ -143,10 +152,11 @@ __device__ __forceinline__ void quantize_block(const Consumer& c, uint32_t pass,
 __device__ __forceinline__ void store_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t block) {
     constexpr uint32_t kBytes = 128 * config::kActBytes, kPieces = kBytes / 16;
     const uint32_t thread = c.warpgroup * 128 + c.thread;
-    const uint4* tile_acts = reinterpret_cast<const uint4*>(c.ctx.smem.acts);
     for (uint32_t i = thread; i < tile.num_rows * kPieces; i += mega_moe::kNumConsumerThreads) {
-        uint8_t* row = c.ctx.params.acts + uint64_t(tile.pool_row + i / kPieces) * config::kActRowBytes + block * kBytes;
-        reinterpret_cast<uint4*>(row)[i % kPieces] = tile_acts[i];
+        const uint32_t column = i / kPieces, piece = i % kPieces;
+        uint8_t* row = c.ctx.params.acts + uint64_t(tile.pool_row + column) * config::kActRowBytes + block * kBytes;
+        const uint32_t place = ptx::smem_address(c.ctx.smem.acts) + piece / 8 * (config::kBlockN * 128) + column_piece(column, piece % 8);
+        reinterpret_cast<uint4*>(row)[piece] = ptx::ld_shared_v4(place);
     }
 }
 
@@ -159,19 +169,25 @@ __device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::
     if constexpr (kStashes) {
         if (pass == 0) {
 #pragma unroll
-            for (uint32_t m = 0; m < kM64; ++m)
-#pragma unroll
-                for (uint32_t j = 0; j < kWidth / 4; ++j) stashed(c, m, j) = value[m][j];
+            for (uint32_t j = 0; j < kWidth / 4; ++j) stashed(c, j) = value[0][j];
             return;
         }
     }
     if constexpr (config::kIsFp8) {
-        reduce_amax<kWidth>(c, value);
+        Pairs<kWidth> pair;
+#pragma unroll
+        for (uint32_t j = 0; j < kWidth / 4; ++j) {
+            pair[0][j] = kStashes ? stashed(c, j) : value[0][j];
+            pair[1][j] = value[kM64 - 1][j];
+        }
+        reduce_amax<kWidth>(c, pair);
         sync_consumers();
         scale_columns(c, tile, block);
+        put_codes<kWidth>(c, pair);
+    } else {
+        put_values<kWidth>(c, pass, value);
+        if (pass + 1 < config::kNumPasses) return;
     }
-    quantize_block<kWidth>(c, pass, value);
-    if (pass + 1 < config::kNumPasses) return;
     sync_consumers();
     store_block(c, tile, block);
     sync_consumers();
@@ -179,7 +195,7 @@ __device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::
 
 template <uint32_t kWidth>
 __device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
-    if (pass == 0) wait_columns();
+    if (pass == 0) wait_columns(c);
     finish_block<kWidth, 0>(c, tile, pass, sums);
     if constexpr (config::kL1BlocksPerTile > 1) finish_block<kWidth, 1>(c, tile, pass, sums);
     // Publish: the stores happen before the release through the last barrier; L2's loader fences the proxy on its side.

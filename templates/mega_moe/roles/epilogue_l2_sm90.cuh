@@ -1,52 +1,51 @@
-// Role: L2 epilogue (the consumer warpgroups, after mma)
+// Role: L2 epilogue (each consumer warpgroup for itself, after mma)
 // Waits for:  nothing beyond the tile's sums
-// Produces:   bf16(top-k weight x (alpha x sums + bias)) in the home rank's partials, one row a slot; counts the tile in l2_done
+// Produces:   bf16(top-k weight x (alpha x sums + bias)) in the home rank's partials, one row a slot, by way of shared memory: 128
+//             bytes of a row at a time; counts in l2_done
 // Registers:  config::kConsumerRegisters
-//
-// The weight transform orders L2's rows so that a thread's sums of a column are neighbours: hidden index in the tile
-// = 128 (m64 / 2) + 32 warp + 4 (lane / 4) + 2 (m64 % 2) + half, for 64-row tile m64 of the block's four.
 #pragma once
-#include "mega_moe/context_sm90.cuh"
-#include "mega_moe/roles/epilogue_l1_sm90.cuh"
-#include "mega_moe/roles/mma_sm90.cuh"
+#include "mega_moe/roles/columns_sm90.cuh"
+#include "ptx/convert.cuh"
 
 namespace roles {
 
+// One 64-row tile: 64 neighbouring hidden values of each column.
+template <uint32_t kWidth>
+__device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::Tile& tile, uint32_t m64, const float (&sums)[kWidth / 2]) {
+    using namespace mega_moe;
+    const Params& params = c.ctx.params;
+    const Columns& columns = columns_of(c);
+    const uint32_t lane = c.thread % 32, warp = c.thread / 32, hidden = tile.m_tile * config::kBlockM + 64 * m64;
+    const float alpha = columns.alpha[0];
+    const uint32_t staged = ptx::smem_address(c.ctx.smem.out) + c.warpgroup * (config::kBlockN * 128);
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half) {
+        float bias = 0.0f;
+        if (params.l2_bias != nullptr) bias = params.l2_bias[uint64_t(tile.expert) * config::kHiddenPadded + hidden + 16 * warp + 8 * half + lane / 4];
+        uint32_t matrices[kWidth / 8];
+#pragma unroll
+        for (uint32_t i = 0; i < kWidth / 8; ++i) {
+            const float2 weight = *reinterpret_cast<const float2*>(&columns.factor[8 * i + lane % 4 * 2]);
+            matrices[i] = ptx::cvt_bf16x2(fmaf(sums[4 * i + 2 * half], alpha, bias) * weight.x, fmaf(sums[4 * i + 2 * half + 1], alpha, bias) * weight.y);
+        }
+        store_columns<kWidth>(staged, 2 * warp + half, matrices);
+    }
+    sync_warpgroup(c);
+    uint8_t* partials = comm::part<uint8_t>(params.peers, 0, params.sym.partials) + hidden * 2 + c.thread % 8 * 16;
+#pragma unroll 4
+    for (uint32_t column = c.thread / 8; column < tile.num_rows; column += 16) {
+        const uint4 piece = ptx::ld_shared_v4(staged + column_piece(column, c.thread % 8));
+        *reinterpret_cast<uint4*>(partials + uint64_t(columns.slot[column]) * (config::kHiddenPadded * 2)) = piece;
+    }
+    sync_warpgroup(c);
+}
+
 template <uint32_t kWidth>
 __device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
-    using namespace mega_moe;
-    constexpr uint32_t kRun = 2 * kM64;  // neighbours that this thread has
-    if (pass == 0) wait_columns();
-    const Params& params = c.ctx.params;
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32, m64 = c.m64(pass, 0);
-    const uint32_t hidden = tile.m_tile * config::kBlockM + 128 * (m64 / 2) + 32 * warp + 4 * (lane / 4) + 2 * (m64 % 2);
-    const float alpha = c.ctx.smem.alpha[0];
-    float bias[kRun] = {};
-    if (params.l2_bias != nullptr) {
+    if (pass == 0) wait_columns(c);
 #pragma unroll
-        for (uint32_t i = 0; i < kRun; ++i) bias[i] = params.l2_bias[uint64_t(tile.expert) * config::kHiddenPadded + hidden + i];
-    }
-    uint16_t* partials = comm::part<uint16_t>(params.peers, 0, params.sym.partials) + hidden;
-#pragma unroll
-    for (uint32_t j = 0; j < kWidth / 4; ++j) {
-        const uint32_t r = j / 2 * 4 + j % 2, column = j / 2 * 8 + lane % 4 * 2 + j % 2;
-        if (column >= tile.num_rows) continue;
-        const float weight = c.ctx.smem.factor[column];
-        uint32_t packed[kM64];
-#pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) {
-            packed[m] = ptx::cvt_bf16x2(fmaf(sums[m][r], alpha, bias[2 * m]) * weight, fmaf(sums[m][r + 2], alpha, bias[2 * m + 1]) * weight);
-        }
-        uint16_t* row = partials + uint64_t(c.ctx.smem.slot[column]) * config::kHiddenPadded;
-        if constexpr (kM64 == 2) {
-            *reinterpret_cast<uint2*>(row) = {packed[0], packed[1]};
-        } else {
-            *reinterpret_cast<uint32_t*>(row) = packed[0];
-        }
-    }
-    if (pass + 1 < config::kNumPasses) return;
-    sync_consumers();
-    if (c.warpgroup == 0 && c.thread == 0) ptx::red_release_gpu_add(params.l2_done, 1);
+    for (uint32_t m = 0; m < kM64; ++m) finish_rows<kWidth>(c, tile, c.m64(pass, m), sums[m]);
+    if (pass + 1 == config::kNumPasses && c.thread == 0) ptx::red_release_gpu_add(c.ctx.params.l2_done, 1);
 }
 
 }  // namespace roles

@@ -27,10 +27,14 @@ __device__ __forceinline__ void load_weights(const mega_moe::Context& ctx) {
                 if constexpr (config::kNumPasses == 1) {
                     ptx::cp_async_bulk(stage, source, config::kWeightStageBytes, full, policy);
                 } else {
-                    // A pass takes its rows' run of the block's codes, and of the scale factors behind them.
-                    ptx::cp_async_bulk(stage, source + pass * config::kStageCodeBytes, config::kStageCodeBytes, full, policy);
-                    ptx::cp_async_bulk(stage + config::kStageCodeBytes, source + config::kNumPasses * config::kStageCodeBytes + pass * config::kStageScaleBytes,
-                                       config::kStageScaleBytes, full, policy);
+                    // A pass takes one of each warpgroup's two 64-row tiles: its codes, and the scale factors behind all codes.
+                    constexpr uint32_t kCodes = config::kStageCodeBytes / 2, kScales = config::kStageScaleBytes / 2;
+#pragma unroll
+                    for (uint32_t warpgroup = 0; warpgroup < 2; ++warpgroup) {
+                        const uint32_t m64 = 2 * warpgroup + pass;
+                        ptx::cp_async_bulk(stage + warpgroup * kCodes, source + m64 * kCodes, kCodes, full, policy);
+                        ptx::cp_async_bulk(stage + 2 * kCodes + warpgroup * kScales, source + 4 * kCodes + m64 * kScales, kScales, full, policy);
+                    }
                 }
             }
         }

@@ -33,8 +33,8 @@ struct Consumer {
     uint32_t thread;     // in the warpgroup
     pipeline::RingCursor cursor;
 
-    // Of this warpgroup's tile m in a pass: its number among the block's four.
-    __device__ __forceinline__ uint32_t m64(uint32_t pass, uint32_t m) const { return (pass * config::kNumConsumerWarpgroups + warpgroup) * kM64 + m; }
+    // Of this warpgroup's tile m in a pass: its number among the block's four, of which a warpgroup has two neighbours.
+    __device__ __forceinline__ uint32_t m64(uint32_t pass, uint32_t m) const { return 2 * warpgroup + (kM64 == 2 ? m : pass); }
 
     __device__ __forceinline__ void release(uint32_t stage) const {
         __syncwarp();
