@@ -25,7 +25,7 @@ TWO_PASS_TILES = {Element.E4M3: (128, 160, 192), Element.BF16: (128, 192)}
 # 2.4 % of codes for 128, 256, 512, which is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3.
 _BLOCK_M, _BLOCK_K = 256, 128
 _NUM_CONSUMER_WARPGROUPS = 2
-_LOADER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
+_LOADER_REGISTERS, _CONSUMER_REGISTERS = 56, 224
 _MAX_STAGES = 8
 _TABLE_COPIES = 16  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
@@ -189,14 +189,20 @@ class Sm90Config:
         """L2's results of one 64-row tile for each warpgroup in BF16; in L1 a first pass's FP32 values need as much."""
         return self.block_n * 128 * _NUM_CONSUMER_WARPGROUPS
 
+    @property
+    def _codes_tile_bytes(self) -> int:
+        """An L1 tile of codes, beside the first pass's values; elsewhere L1's results go where L2's do."""
+        return self.block_n * SF_GRAN_K if self.num_passes > 1 and self.shapes.is_fp8 else 16
+
     def shared_storage(self) -> StructLayout:
         """Return the twin of `SharedStorage` in templates/mega_moe/storage_sm90.cuh."""
         e, n, s = self.problem.num_local_experts, self.block_n, self.num_stages
-        schedule_bytes = 4 * (3 * e + 1)
+        num_warps = self.num_threads // 32
+        schedule_bytes = 4 * (3 * e + 1 + num_warps * (1 + self.problem.num_topk))
         return struct_layout(
             ("tokens", s * self.token_stage_bytes, 1024),
             ("weights", s * self.weight_stage_bytes, 128),
-            ("acts", n * SF_GRAN_K * self.shapes.act_bytes, 128),
+            ("codes", self._codes_tile_bytes, 128),
             ("out", self._out_bytes, 128),
             ("acts_sf", s * n * 4, 16),
             ("decode_table", self._decode_table_rows * _TABLE_COPIES * 8, 128),
@@ -266,7 +272,7 @@ class Sm90Config:
             "stage_code_bytes": self.pass_m * _BLOCK_K // 2,
             "stage_scale_bytes": self.pass_m * _BLOCK_K // 16,
             "out_bytes": self._out_bytes,
-            "acts_tile_bytes": self.block_n * SF_GRAN_K * sizes.act_bytes,
+            "codes_tile_bytes": self._codes_tile_bytes,
             "decode_table_rows": self._decode_table_rows,
             "table_copies": _TABLE_COPIES,
             "box_rows": self.box_rows,

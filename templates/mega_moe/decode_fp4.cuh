@@ -62,19 +62,20 @@ struct PackedUnit {
     uint32_t scales;
     uint2 tables[2];  // E4M3: of rows g and g + 8
 
-    // From the stage at `weights`: unit `unit` of 64-row tile `m64` of the pass.
-    __device__ __forceinline__ void load_codes(uint32_t weights, uint32_t m64, uint32_t unit, uint32_t thread) {
-        const uint32_t index = (m64 * kUnitsPerStage + unit) * 128 + thread;
-        codes = ptx::ld_shared_v4(weights + index * 16);
-        scales = ptx::ld_shared_u16(weights + config::kStageCodeBytes + index * 2);
+    // From the stage at `weights`; the offsets are those of the thread's share of the unit.
+    __device__ __forceinline__ void load_codes(uint32_t weights, uint32_t code_offset, uint32_t scale_offset) {
+        codes = ptx::ld_shared_v4(weights + code_offset);
+        scales = ptx::ld_shared_u16(weights + config::kStageCodeBytes + scale_offset);
     }
 
-    __device__ __forceinline__ void load_tables(uint32_t table, uint32_t thread) {
+    // `copy` is the offset of the lane's copy in a row of the table.
+    __device__ __forceinline__ void load_tables(uint32_t table, uint32_t copy) {
         if constexpr (config::kIsFp8) {
-            const uint32_t copy = table + thread % config::kTableCopies * 8;
             // Seven bits: UE4M3 has no sign, and a byte that has one must not lead out of the table.
-            tables[0] = ptx::ld_shared_v2(copy + (scales & 0x7F) * kTableRowBytes);
-            tables[1] = ptx::ld_shared_v2(copy + (scales >> 8 & 0x7F) * kTableRowBytes);
+            constexpr uint32_t kRows = 0x7F * kTableRowBytes;
+            static_assert(kTableRowBytes == 128, "the shifts below");
+            tables[0] = ptx::ld_shared_v2(table + (((scales << 7) & kRows) | copy));
+            tables[1] = ptx::ld_shared_v2(table + (((scales >> 1) & kRows) | copy));
         }
     }
 };

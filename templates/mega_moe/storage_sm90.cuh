@@ -17,7 +17,7 @@ struct alignas(16) Columns {
 struct SharedStorage {
     alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
     alignas(128) uint8_t weights[config::kNumStages][config::kWeightStageBytes];
-    alignas(128) uint8_t acts[config::kActsTileBytes];       // one L1 tile's activations on their way out
+    alignas(128) uint8_t codes[config::kCodesTileBytes];     // an L1 tile's activations on their way out, where `out` has values
     alignas(128) uint8_t out[config::kOutBytes];             // L2's results on their way out; L1: a first pass's values, until the second's
     alignas(16) float acts_sf[config::kNumStages][config::kBlockN];
     alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];

@@ -19,8 +19,7 @@ constexpr uint32_t kNumWarps = config::kNumThreads / 32;
 constexpr uint32_t kRun = layout::TokenOrder<config::kIsFp8>::kRun;
 constexpr uint32_t kVector = 16 / config::kActBytes;  // elements of a vector: runs of four 16-groups
 constexpr uint32_t kRowVectors = config::kTokenRowBytes / 16;
-constexpr uint32_t kVectorsPerLane = (kRowVectors + 31) / 32;
-constexpr uint32_t kHeldVectors = kVectorsPerLane < 8 ? kVectorsPerLane : 8;  // stay in registers; others are read twice
+constexpr uint32_t kMostHeld = 8;  // vectors of a token that a thread keeps in registers; others are read twice
 static_assert(kVector == 4 * kRun);
 
 __device__ __forceinline__ int32_t local_expert(const mega_moe::Params& params, uint32_t slot) {
@@ -161,73 +160,92 @@ __device__ __forceinline__ uint4 encode(const Values16& values, float inverse) {
     return {stored[0], stored[1], stored[2], stored[3]};
 }
 
-// The pool rows of a token's slots, one a lane; ~0 where a slot goes nowhere (here).
-__device__ __forceinline__ void store_vector(const mega_moe::Params& params, uint32_t pool_row, uint32_t vector, const uint4& stored) {
-    if (vector >= kRowVectors) vector = ~0u;
+// Puts a vector into each of the token's rows.
+__device__ __forceinline__ void store_vector(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t vector, const uint4& stored) {
+    if (vector >= kRowVectors) return;
 #pragma unroll
     for (uint32_t k = 0; k < config::kNumTopk; ++k) {
-        const uint32_t row = __shfl_sync(~0u, pool_row, k);
-        if (row != ~0u && vector != ~0u) reinterpret_cast<uint4*>(params.tokens + uint64_t(row) * config::kTokenRowBytes)[vector] = stored;
+        const uint32_t row = pool_rows[k];
+        if (row != ~0u) reinterpret_cast<uint4*>(params.tokens + uint64_t(row) * config::kTokenRowBytes)[vector] = stored;
     }
 }
 
-// One warp: a token from the caller's x, quantised, to its rows. Returns its scale.
-__device__ __forceinline__ float quantize_token(const mega_moe::Params& params, uint32_t token, uint32_t pool_row) {
-    const uint32_t lane = threadIdx.x % 32;
+// The largest of the values of kThreads threads: a warp's, or the block's.
+template <uint32_t kThreads>
+__device__ __forceinline__ float largest_of(mega_moe::Schedule& schedule, float value) {
+#pragma unroll
+    for (uint32_t step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+    if constexpr (kThreads > 32) {
+        if (threadIdx.x % 32 == 0) schedule.warp_max[threadIdx.x / 32] = value;
+        __syncthreads();
+#pragma unroll
+        for (uint32_t warp = 0; warp < kNumWarps; ++warp) value = fmaxf(value, schedule.warp_max[warp]);
+    }
+    return value;
+}
+
+// kThreads threads: a token from the caller's x, quantised, to its rows. Returns its scale.
+template <uint32_t kThreads>
+__device__ __forceinline__ float quantize_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t token) {
+    constexpr uint32_t kPerThread = (kRowVectors + kThreads - 1) / kThreads, kHeld = kPerThread < kMostHeld ? kPerThread : kMostHeld;
+    const uint32_t thread = threadIdx.x % kThreads;
     const uint8_t* x_row = params.x + uint64_t(token) * params.x_stride_bytes;
-    Values16 held[kHeldVectors];
+    Values16 held[kHeld];
     float scale = 1.0f, inverse = 1.0f;
 #pragma unroll
-    for (uint32_t i = 0; i < kHeldVectors; ++i) held[i] = load_values(x_row, lane + 32 * i);
+    for (uint32_t i = 0; i < kHeld; ++i) held[i] = load_values(x_row, thread + kThreads * i);
     if constexpr (config::kIsFp8) {
         float largest = 0.0f;
 #pragma unroll
-        for (uint32_t i = 0; i < kHeldVectors; ++i) largest = fmaxf(largest, amax(held[i]));
+        for (uint32_t i = 0; i < kHeld; ++i) largest = fmaxf(largest, amax(held[i]));
 #pragma unroll 4
-        for (uint32_t i = kHeldVectors; i < kVectorsPerLane; ++i) largest = fmaxf(largest, amax(load_values(x_row, lane + 32 * i)));
-#pragma unroll
-        for (uint32_t step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-        scale = fmaxf(largest, config::kMinAmax) / 448.0f;
+        for (uint32_t i = kHeld; i < kPerThread; ++i) largest = fmaxf(largest, amax(load_values(x_row, thread + kThreads * i)));
+        scale = fmaxf(largest_of<kThreads>(schedule, largest), config::kMinAmax) / 448.0f;
         inverse = 1.0f / scale;
     }
 #pragma unroll
-    for (uint32_t i = 0; i < kHeldVectors; ++i) store_vector(params, pool_row, lane + 32 * i, encode(held[i], inverse));
+    for (uint32_t i = 0; i < kHeld; ++i) store_vector(params, pool_rows, thread + kThreads * i, encode(held[i], inverse));
 #pragma unroll 2
-    for (uint32_t i = kHeldVectors; i < kVectorsPerLane; ++i) {
-        store_vector(params, pool_row, lane + 32 * i, encode(load_values(x_row, lane + 32 * i), inverse));
+    for (uint32_t i = kHeld; i < kPerThread; ++i) {
+        store_vector(params, pool_rows, thread + kThreads * i, encode(load_values(x_row, thread + kThreads * i), inverse));
     }
     return scale;
 }
 
-// One warp: a token that staging has quantised.
-__device__ __forceinline__ float copy_token(const mega_moe::Params& params, uint32_t token, uint32_t pool_row) {
+// kThreads threads: a token that staging has quantised.
+template <uint32_t kThreads>
+__device__ __forceinline__ float copy_token(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t token) {
     const uint4* row = reinterpret_cast<const uint4*>(comm::part<const uint8_t>(params.peers, 0, params.sym.tokens) + uint64_t(token) * config::kTokenRowBytes);
 #pragma unroll 4
-    for (uint32_t i = 0; i < kVectorsPerLane; ++i) {
-        const uint32_t vector = threadIdx.x % 32 + 32 * i;
-        store_vector(params, pool_row, vector, vector < kRowVectors ? row[vector] : uint4{});
-    }
+    for (uint32_t vector = threadIdx.x % kThreads; vector < kRowVectors; vector += kThreads) store_vector(params, pool_rows, vector, row[vector]);
     return config::kHasTokenScales ? comm::part<const float>(params.peers, 0, params.sym.token_sf)[token] : 1.0f;
 }
 
+// One token, by kThreads threads: a warp, or the whole block.
+template <uint32_t kThreads>
 __device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t token) {
     static_assert(config::kNumTopk <= 32, "a lane a slot");
-    const uint32_t lane = threadIdx.x % 32, slot = token * config::kNumTopk + lane;
+    const uint32_t warp = threadIdx.x % kThreads < 32 ? threadIdx.x / 32 : ~0u, lane = threadIdx.x % 32, slot = token * config::kNumTopk + lane;
+    uint32_t (&pool_rows)[config::kNumTopk] = schedule.pool_rows[kThreads == 32 ? threadIdx.x / 32 : 0];
     uint32_t tile = 0, pool_row = ~0u;
-    const int32_t expert = lane < config::kNumTopk ? local_expert(params, slot) : -1;
+    const int32_t expert = warp != ~0u && lane < config::kNumTopk ? local_expert(params, slot) : -1;
     if (expert >= 0) {
         const uint32_t row = atomicAdd(&schedule.next[expert], 1u);
         tile = schedule.tile_begin[expert] + row / config::kBlockN;
         pool_row = tile * config::kBlockN + row % config::kBlockN;
     }
-    const float scale = params.x != nullptr ? quantize_token(params, token, pool_row) : copy_token(params, token, pool_row);
+    if (warp != ~0u && lane < config::kNumTopk) pool_rows[lane] = pool_row;
+    if constexpr (kThreads == 32) __syncwarp();
+    else __syncthreads();
+    const float scale = params.x != nullptr ? quantize_token<kThreads>(params, schedule, pool_rows, token) : copy_token<kThreads>(params, pool_rows, token);
     if (expert >= 0) {
         params.routed[pool_row] = slot;
         params.routed_weights[pool_row] = params.topk_weights[slot];
         if constexpr (config::kHasTokenScales) params.routed_sf[pool_row] = scale;
     }
-    // The release below publishes the whole warp's writes: they happen before it through the warp's barrier.
-    __syncwarp();
+    // The release below publishes all these threads' writes: they happen before it through the barrier.
+    if constexpr (kThreads == 32) __syncwarp();
+    else __syncthreads();
     if (expert >= 0) ptx::red_release_gpu_add(&params.rows_ready[tile], 1);
 }
 
@@ -235,7 +253,11 @@ __device__ __forceinline__ void dispatch(const mega_moe::Params& params, mega_mo
     ptx::griddepcontrol_wait();
     const Share share(params.num_tokens);
     build_schedule(params, schedule, share);
-    for (uint32_t token = share.begin + threadIdx.x / 32; token < share.end; token += kNumWarps) dispatch_token(params, schedule, token);
+    if (share.end - share.begin == 1) {
+        dispatch_token<config::kNumThreads>(params, schedule, share.begin);
+    } else {
+        for (uint32_t token = share.begin + threadIdx.x / 32; token < share.end; token += kNumWarps) dispatch_token<32>(params, schedule, token);
+    }
 }
 
 }  // namespace roles

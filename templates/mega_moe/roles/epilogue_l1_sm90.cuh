@@ -62,6 +62,9 @@ __device__ __forceinline__ float& stashed(const Consumer& c, uint32_t j) {
     return reinterpret_cast<float*>(c.ctx.smem.out)[j * mega_moe::kNumConsumerThreads + c.warpgroup * 128 + c.thread];
 }
 
+// The tile's activations on their way to the pool.
+__device__ __forceinline__ uint8_t* acts_tile(const Consumer& c) { return kStashes ? c.ctx.smem.codes : c.ctx.smem.out; }
+
 // Halves `v`: a lane keeps the larger of its own and its partner's values, of one half of the columns; `first` says which.
 template <uint32_t kNum, uint32_t kStep>
 __device__ __forceinline__ void reduce_lanes(float* v, uint32_t lane, uint32_t& first, uint32_t& num, bool& is_mine) {
@@ -126,7 +129,7 @@ __device__ __forceinline__ void put_codes(const Consumer& c, const Pairs<kWidth>
         matrices[i] = uint32_t(ptx::cvt_e4m3x2(pair[0][2 * i] * inverse.x, pair[1][2 * i] * inverse.x)) |
                       uint32_t(ptx::cvt_e4m3x2(pair[0][2 * i + 1] * inverse.y, pair[1][2 * i + 1] * inverse.y)) << 16;
     }
-    store_columns<kWidth>(ptx::smem_address(c.ctx.smem.acts), 4 * c.warpgroup + warp, matrices);
+    store_columns<kWidth>(ptx::smem_address(acts_tile(c)), 4 * c.warpgroup + warp, matrices);
 }
 
 // BF16: the pass's values to the shared tile [column][2][64]: a warpgroup's 64 values are the 128 bytes of its half.
@@ -135,7 +138,7 @@ __device__ __forceinline__ void put_values(const Consumer& c, uint32_t pass, con
     const uint32_t lane = c.thread % 32, warp = c.thread / 32;
     // Place of the pair: 16 warp + 8 (row % 2) + 2 (row / 2) of the 64 (layout/token_order.cuh).
     const uint32_t piece = 2 * warp + lane / 4 % 2, word = lane / 8;
-    uint8_t* half = c.ctx.smem.acts + c.warpgroup * (config::kBlockN * 128);
+    uint8_t* half = acts_tile(c) + c.warpgroup * (config::kBlockN * 128);
 #pragma unroll
     for (uint32_t j = 0; j < kWidth / 4; ++j) {
         const uint32_t column = j / 2 * 8 + lane % 4 * 2 + j % 2;
@@ -155,7 +158,7 @@ __device__ __forceinline__ void store_block(const Consumer& c, const mega_moe::T
     for (uint32_t i = thread; i < tile.num_rows * kPieces; i += mega_moe::kNumConsumerThreads) {
         const uint32_t column = i / kPieces, piece = i % kPieces;
         uint8_t* row = c.ctx.params.acts + uint64_t(tile.pool_row + column) * config::kActRowBytes + block * kBytes;
-        const uint32_t place = ptx::smem_address(c.ctx.smem.acts) + piece / 8 * (config::kBlockN * 128) + column_piece(column, piece % 8);
+        const uint32_t place = ptx::smem_address(acts_tile(c)) + piece / 8 * (config::kBlockN * 128) + column_piece(column, piece % 8);
         reinterpret_cast<uint4*>(row)[piece] = ptx::ld_shared_v4(place);
     }
 }

@@ -42,11 +42,11 @@ struct Consumer {
     }
 };
 
-// A pass's registers beside its sums.
+// A pass's registers beside its sums, by job of the stage.
 struct Work {
-    mega_moe::PackedUnit packed[kJobUnits];  // of the next job, on their way from shared memory
-    Fragments fragments[2];                  // by job of the stage
-    uint32_t previous;                       // the stage before: not released yet
+    mega_moe::PackedUnit packed[2][kJobUnits];  // of the next jobs, on their way from shared memory
+    Fragments fragments[2];
+    uint32_t previous;  // the stage before: not released yet
 };
 
 template <uint32_t kWidth>
@@ -75,26 +75,31 @@ __device__ __forceinline__ void tie(Fragments& fragments) {
 __device__ constexpr uint32_t job_m(uint32_t job) { return kM64 == 2 ? job : 0; }
 __device__ constexpr uint32_t job_unit(uint32_t job, uint32_t u) { return kM64 == 2 ? u : job; }
 
-// Starts the loads of a job of the stage that the cursor is at; its decode tables come in a second step, by its scales.
-template <uint32_t kJob>
+// Starts the loads of both jobs of the stage that the cursor is at; their decode tables come in a second step, by their scales.
 __device__ __forceinline__ void load_codes(const Consumer& c, Work& work) {
     const uint32_t weights = ptx::smem_address(c.ctx.smem.weights[c.cursor.stage]);
+    const uint32_t first = c.warpgroup * (kM64 * mega_moe::kUnitsPerStage * 128) + c.thread;  // of this warpgroup's units
 #pragma unroll
-    for (uint32_t u = 0; u < kJobUnits; ++u) {
-        work.packed[u].load_codes(weights, c.warpgroup * kM64 + job_m(kJob), job_unit(kJob, u), c.thread);
-    }
+    for (uint32_t job = 0; job < 2; ++job)
+#pragma unroll
+        for (uint32_t u = 0; u < kJobUnits; ++u) {
+            const uint32_t unit = job_m(job) * mega_moe::kUnitsPerStage + job_unit(job, u);
+            work.packed[job][u].load_codes(weights, unit * (128 * 16) + first * 16, unit * (128 * 2) + first * 2);
+        }
 }
 
 __device__ __forceinline__ void load_tables(const Consumer& c, Work& work) {
-    const uint32_t table = ptx::smem_address(c.ctx.smem.decode_table);
+    const uint32_t table = ptx::smem_address(c.ctx.smem.decode_table), copy = c.thread % config::kTableCopies * 8;
 #pragma unroll
-    for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[u].load_tables(table, c.thread);
+    for (uint32_t job = 0; job < 2; ++job)
+#pragma unroll
+        for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[job][u].load_tables(table, copy);
 }
 
 template <uint32_t kJob>
 __device__ __forceinline__ void decode(Work& work) {
 #pragma unroll
-    for (uint32_t u = 0; u < kJobUnits; ++u) mega_moe::decode_unit(work.packed[u], work.fragments[kJob][u]);
+    for (uint32_t u = 0; u < kJobUnits; ++u) mega_moe::decode_unit(work.packed[kJob][u], work.fragments[kJob][u]);
 }
 
 template <uint32_t kWidth, bool kOverwrites>
@@ -167,28 +172,27 @@ __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWi
         }
     }
     multiply<kWidth, 0, kBegins>(c, stage, sums, work.fragments[0]);
-    load_codes<1>(c, work);
     if constexpr (!kBegins || kStaggers) {
         ptx::wgmma_wait_group<1>();  // the last stage's second job
         tie(work.fragments[1]);
     }
-    load_tables(c, work);
     if constexpr (kStaggers) {
         tie(block[kM64 - 1]);
         promote<kIsL2, kWidth>(c, work.previous, block[kM64 - 1], total[kM64 - 1]);
     }
     if (!is_first) c.release(work.previous);
     decode<1>(work);
-    multiply<kWidth, 1, kBegins>(c, stage, sums, work.fragments[1]);
     work.previous = stage;
     c.cursor.advance();
+    // The next stage's loads are on their way while MMAs are issued.
     if (!is_last) {
         wait_stage(c);
-        load_codes<0>(c, work);
+        load_codes(c, work);
     }
+    multiply<kWidth, 1, kBegins>(c, stage, sums, work.fragments[1]);
+    if (!is_last) load_tables(c, work);
     ptx::wgmma_wait_group<1>();  // the first job
     tie(work.fragments[0]);
-    if (!is_last) load_tables(c, work);
     if constexpr (kStaggers) {
         tie(block[0]);
         promote<kIsL2, kWidth>(c, stage, block[0], total[0]);
@@ -206,7 +210,7 @@ __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) 
     Sums<kWidth> block;
     zero<kWidth>(block);  // the first block promotes nothing
     wait_stage(c);
-    load_codes<0>(c, work);
+    load_codes(c, work);
     load_tables(c, work);
     work.previous = c.cursor.stage;
     for (uint32_t k = 0; k < kStages;) {
