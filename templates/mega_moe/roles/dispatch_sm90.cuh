@@ -19,7 +19,7 @@ constexpr uint32_t kNumWarps = config::kNumThreads / 32;
 constexpr uint32_t kRun = layout::TokenOrder<config::kIsFp8>::kRun;
 constexpr uint32_t kVector = 16 / config::kActBytes;  // elements of a vector: runs of four 16-groups
 constexpr uint32_t kRowVectors = config::kTokenRowBytes / 16;
-constexpr uint32_t kMostHeld = 8;  // vectors of a token that a thread keeps in registers; others are read twice
+constexpr uint32_t kMostHeld = 4;  // vectors of a token that a thread keeps in registers; others are read twice
 static_assert(kVector == 4 * kRun);
 
 __device__ __forceinline__ int32_t local_expert(const mega_moe::Params& params, uint32_t slot) {

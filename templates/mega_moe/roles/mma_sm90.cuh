@@ -184,12 +184,13 @@ __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWi
     decode<1>(work);
     work.previous = stage;
     c.cursor.advance();
-    // The next stage's loads are on their way while MMAs are issued.
+    // Narrow tiles wait for memory: the next stage's loads are on their way while MMAs are issued. Wide ones wait for MMAs: those first.
+    if constexpr (kM64 == 1) multiply<kWidth, 1, kBegins>(c, stage, sums, work.fragments[1]);
     if (!is_last) {
         wait_stage(c);
         load_codes(c, work);
     }
-    multiply<kWidth, 1, kBegins>(c, stage, sums, work.fragments[1]);
+    if constexpr (kM64 == 2) multiply<kWidth, 1, kBegins>(c, stage, sums, work.fragments[1]);
     if (!is_last) load_tables(c, work);
     ptx::wgmma_wait_group<1>();  // the first job
     tie(work.fragments[0]);
