@@ -248,6 +248,8 @@ class Sm90Config:
             "l2_arrivals": sizes.hidden_padded // _BLOCK_M * _NUM_CONSUMER_WARPGROUPS,
             "l1_k_stages": sizes.hidden_k // _BLOCK_K,
             "l2_k_stages": sizes.intermediate_padded // _BLOCK_K,
+            # How many L2 tiles take the time of one L1 tile: both have as many rows.
+            "l2_tiles_per_l1": max(1, round(sizes.hidden_k / sizes.intermediate_padded)),
             "l1_blocks_per_tile": 1 if p.activation.gated else 2,
             "num_threads": self.num_threads,
             "num_consumer_warpgroups": _NUM_CONSUMER_WARPGROUPS,

@@ -1,6 +1,6 @@
 // One tile order that every role walks: all L1 tiles, then all L2 tiles; expert by expert, weight rows outside, tokens inside.
 //
-// Block b takes tiles b, b + gridDim.x, ... Tokens are innermost, so neighbouring blocks read the same weights at the same time.
+// Block b takes every gridDim.x-th tile. Tokens are innermost, so neighbouring blocks read the same weights at the same time.
 // An L2 tile waits only for L1 tiles, which come earlier in every block's walk: with all blocks resident nothing can lock up.
 #pragma once
 #include "config.cuh"
@@ -29,28 +29,37 @@ struct Scheduler {
 
     template <typename F>
     __device__ __forceinline__ void for_each_tile(F&& visit) const {
-        const uint32_t num_l1 = num_token_tiles() * config::kL1MTiles, num_all = num_l1 + num_token_tiles() * config::kL2MTiles;
+        const uint32_t num_l1 = num_token_tiles() * config::kL1MTiles, num_l2 = num_token_tiles() * config::kL2MTiles;
         uint32_t expert = 0;
-        bool is_l2 = false;
-        for (uint32_t i = blockIdx.x; i < num_all; i += gridDim.x) {
-            if (!is_l2 && i >= num_l1) {
-                is_l2 = true;
-                expert = 0;
-            }
-            const uint32_t m_tiles = is_l2 ? config::kL2MTiles : config::kL1MTiles, in_phase = is_l2 ? i - num_l1 : i;
-            while (in_phase >= schedule.tile_begin[expert + 1] * m_tiles) ++expert;
-            const uint32_t first = schedule.tile_begin[expert], count = schedule.tile_begin[expert + 1] - first;
-            const uint32_t in_expert = in_phase - first * m_tiles, n = in_expert % count;
-            Tile tile;
-            tile.expert = expert;
-            tile.m_tile = in_expert / count;
-            tile.token_tile = first + n;
-            tile.pool_row = tile.token_tile * config::kBlockN;
-            tile.num_rows = min(config::kBlockN, schedule.rows[expert] - n * config::kBlockN);
-            tile.width = max(config::kMinWidth, config::kBlockN - (config::kBlockN - tile.num_rows) / config::kWidthStep * config::kWidthStep);
-            tile.is_l2 = is_l2;
-            visit(tile);
+        for (uint32_t i = blockIdx.x; i < num_l1; i += gridDim.x) visit(tile_at<false>(i, expert));
+        expert = 0;
+        // In L1's last round, when it is not full, `idle` blocks have no tile: they have time for `early` L2 tiles of experts that are
+        // done. Nothing is done while there is only one round.
+        const uint32_t last = num_l1 % gridDim.x, idle = num_l1 > gridDim.x && last > 0 ? gridDim.x - last : 0;
+        const uint32_t early = idle * config::kL2TilesPerL1;
+        if (idle > 0 && blockIdx.x >= last) {
+            for (uint32_t i = blockIdx.x - last; i < min(early, num_l2); i += idle) visit(tile_at<true>(i, expert));
         }
+        const uint32_t place = idle > 0 ? blockIdx.x : (blockIdx.x + gridDim.x - last) % gridDim.x;
+        for (uint32_t i = early + place; i < num_l2; i += gridDim.x) visit(tile_at<true>(i, expert));
+    }
+
+    // Tile i of a layer; `expert` is that of an earlier tile, and becomes this one's.
+    template <bool kIsL2>
+    __device__ __forceinline__ Tile tile_at(uint32_t i, uint32_t& expert) const {
+        constexpr uint32_t kMTiles = kIsL2 ? config::kL2MTiles : config::kL1MTiles;
+        while (i >= schedule.tile_begin[expert + 1] * kMTiles) ++expert;
+        const uint32_t first = schedule.tile_begin[expert], count = schedule.tile_begin[expert + 1] - first;
+        const uint32_t in_expert = i - first * kMTiles, n = in_expert % count;
+        Tile tile;
+        tile.expert = expert;
+        tile.m_tile = in_expert / count;
+        tile.token_tile = first + n;
+        tile.pool_row = tile.token_tile * config::kBlockN;
+        tile.num_rows = min(config::kBlockN, schedule.rows[expert] - n * config::kBlockN);
+        tile.width = max(config::kMinWidth, config::kBlockN - (config::kBlockN - tile.num_rows) / config::kWidthStep * config::kWidthStep);
+        tile.is_l2 = kIsL2;
+        return tile;
     }
 };
 
