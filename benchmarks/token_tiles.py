@@ -21,10 +21,10 @@ from megamoe_jit.ops.moe import MegaMoE
 from megamoe_jit.ops.weights import transform_weights
 from megamoe_jit.recipes import choose
 from megamoe_jit.recipes.problem import Problem
-from megamoe_jit.recipes.recipe import Element, get_recipe
+from megamoe_jit.recipes.recipe import get_recipe
 from megamoe_jit.recipes.sm90 import ONE_PASS_TILES, TWO_PASS_TILES, token_tiles
 
-TILES = (*ONE_PASS_TILES, *TWO_PASS_TILES[Element.E4M3])
+TILES = (*ONE_PASS_TILES, *TWO_PASS_TILES)
 TOKENS = (1, 8, 32, 64, 128, 256, 1024, 2048, 4096, 8192)
 COLUMNS = (
     Column(key="recipe", heading="recipe"),

@@ -16,10 +16,10 @@ from megamoe_jit.recipes.recipe import Element, Recipe
 ACTIVATION_CODES = {"swiglu": 0, "gelu": 1, "relu2": 2}
 MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this maximum: no division by zero
 SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
-TWO_PASS_MEAN = 256  # tokens an expert from which a tile of two passes is faster
 ONE_PASS_TILES = (8, 16, 24, 32, 48, 64)  # token tiles whose 256 weight rows fit the registers at once
 # Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded.
-TWO_PASS_TILES = {Element.E4M3: (128, 160, 192), Element.BF16: (128, 192)}
+TWO_PASS_TILES = (128,)
+_WIDTH_STEP = 64  # of the MMAs of wide tiles, for those that are not full
 # The K stage is also what E4M3 sums are promoted after: from the tensor core's 13-bit adder to FP32. On an H200 (hidden
 # 4096, intermediate 2048) that decides how often requantisation meets another code than exact sums would: 1.0 %, 1.6 %,
 # 2.4 % of codes for 128, 256, 512, which is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3.
@@ -33,21 +33,18 @@ _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 
 
 def token_tiles(problem: Problem, recipe: Recipe) -> tuple[int, ...]:
     """Return the token tiles that kernels of a problem can have, narrowest first."""
-    return (*ONE_PASS_TILES, *(TWO_PASS_TILES[recipe.l1_acts.element] if problem.activation.gated else ()))
+    return (*ONE_PASS_TILES, *(TWO_PASS_TILES if problem.activation.gated else ()))
 
 
 def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
     """Return the token tile for a call.
 
-    Up to 64: the narrowest that holds the mean share of an expert and 1.5 standard deviations more, so that few experts
-    need a second tile, which would read their weights again. Above: 64, and two passes of 128 from a mean of 256 on,
-    where what they save in token loads and epilogues outweighs their partly filled last tiles. Source: the sweep in
+    The narrowest that holds the mean share of an expert and 1.5 standard deviations more, so that few experts need a
+    second tile, which would read their weights again; the widest when none does. Source: the sweep in
     benchmarks/results/token_tiles.json.
     """
     mean, tiles = problem.tokens_per_expert(num_tokens), token_tiles(problem, recipe)
     likely = mean + 1.5 * math.sqrt(mean)
-    if mean < TWO_PASS_MEAN:
-        tiles = ONE_PASS_TILES
     return next((n for n in tiles if likely <= n), tiles[-1])
 
 
@@ -140,7 +137,6 @@ class Sm90Config:
     arch: Arch
     block_n: int
     num_stages: int
-    l1_promote_stages: int = 1
 
     kernel_name = "mega_moe_sm90"
     entry = "mega_moe/sm90.cuh"
@@ -168,11 +164,11 @@ class Sm90Config:
 
     @property
     def _width_step(self) -> int:
-        return self.block_n if self.num_passes == 1 else 32 if self.block_n==160 else 64
+        return min(self.block_n, _WIDTH_STEP)
 
     @property
     def _min_width(self) -> int:
-        return self.block_n if self.num_passes == 1 else 64
+        return min(self.block_n, _WIDTH_STEP)
 
     @property
     def token_stage_bytes(self) -> int:
@@ -256,7 +252,6 @@ class Sm90Config:
             "first_consumer_thread": 128,
             "min_width": self._min_width,
             "width_step": self._width_step,
-            "l1_promote_stages": self.l1_promote_stages,
             "full_arrivals": 2,  # the loaders of weights and of tokens
             "empty_arrivals": 4 * _NUM_CONSUMER_WARPGROUPS,  # each consumer warp
             "loader_registers": _LOADER_REGISTERS,

@@ -6,9 +6,9 @@
 // A stage is two jobs, so that one is always multiplied while the other is decoded: with two 64-row tiles a warpgroup (kM64) a job
 // is one of them, 128 of K; with one it is a unit, 64 of K.
 //
-// Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: a block of stages (L2: one stage,
-// L1: kL1PromoteStages) is accumulated by the tensor core, then added to FP32 sums, in L2 times the stage's scale factors (one a
-// token). With two 64-row tiles one's sums are promoted while the other's are made; with one, the other warpgroup fills the gap.
+// Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: each stage is accumulated by the tensor
+// core, then added to FP32 sums, in L2 times the stage's scale factors (one a token). With two 64-row tiles one's sums are promoted while
+// the other's are made; with one, the other warpgroup fills the gap.
 //
 // A tile of up to 64 tokens is one pass over its 256 weight rows; wider ones take two passes of 128 rows, for want of registers.
 #pragma once
@@ -111,8 +111,8 @@ __device__ __forceinline__ void multiply_step(float* sums, const uint32_t* fragm
     }
 }
 
-// Starts the MMAs of a job of stage `stage`; the first one overwrites its sums where a block of stages begins.
-template <uint32_t kWidth, uint32_t kJob, bool kBegins>
+// Starts the MMAs of a job of stage `stage`; in E4M3 a tile's first one of a stage overwrites its sums.
+template <uint32_t kWidth, uint32_t kJob>
 __device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums<kWidth>& sums, const Fragments& fragments) {
     ptx::wgmma_fence();
 #pragma unroll
@@ -122,7 +122,7 @@ __device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums
         const uint64_t tokens = layout::gmma_descriptor(ptx::smem_address(c.ctx.smem.tokens[stage]) + offset);
         constexpr bool kIsFirstJob = kM64 == 2 || kJob == 0;
         if (u == 0) {
-            multiply_step<kWidth, kBegins && kIsFirstJob>(sums[job_m(kJob)], fragments[u], tokens);
+            multiply_step<kWidth, config::kIsFp8 && kIsFirstJob>(sums[job_m(kJob)], fragments[u], tokens);
         } else {
             multiply_step<kWidth, false>(sums[job_m(kJob)], fragments[u], tokens);
         }
@@ -134,7 +134,7 @@ __device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums
     ptx::wgmma_commit_group();
 }
 
-// Adds a block's sums of one 64-row tile to the total, times the tokens' scale factors in L2, where a block is one stage.
+// Adds a stage's sums of one 64-row tile to the total, in L2 times the tokens' scale factors.
 template <bool kIsL2, uint32_t kWidth>
 __device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const float (&block)[kWidth / 2], float (&total)[kWidth / 2]) {
 #pragma unroll
@@ -153,26 +153,24 @@ __device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const
 
 __device__ __forceinline__ void wait_stage(const Consumer& c) { pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor); }
 
-// One stage, of which the first job's codes are there; on return its second job may still run. Where a block of stages begins
-// (kBegins) the last block's sums are promoted: all of them at once, or, where each stage is a block and there are two tiles
-// (kStaggers), each tile's while the other's MMAs run.
-template <bool kIsL2, uint32_t kWidth, bool kBegins, bool kStaggers>
+constexpr bool kStaggers = config::kIsFp8 && kM64 == 2;
+
+// One stage, of which the codes are there; on return its second job may still run. The last stage's sums are promoted on the way: all
+// at once, or, where there are two tiles (kStaggers), each tile's while the other's MMAs run.
+template <bool kIsL2, uint32_t kWidth>
 __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWidth>& block, Sums<kWidth>& total, bool is_first, bool is_last) {
     Sums<kWidth>& sums = config::kIsFp8 ? block : total;
     // One value a warp, in a uniform register: descriptors then cost no vector instructions.
     const uint32_t stage = __shfl_sync(~0u, c.cursor.stage, 0);
     decode<0>(work);
-    if constexpr (kBegins && !kStaggers) {
+    if constexpr (config::kIsFp8 && !kStaggers) {
         ptx::wgmma_wait_group<0>();
         tie(work.fragments[1]);
-#pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) {
-            tie(block[m]);
-            promote<kIsL2, kWidth>(c, work.previous, block[m], total[m]);
-        }
+        tie(block[0]);
+        promote<kIsL2, kWidth>(c, work.previous, block[0], total[0]);
     }
-    multiply<kWidth, 0, kBegins>(c, stage, sums, work.fragments[0]);
-    if constexpr (!kBegins || kStaggers) {
+    multiply<kWidth, 0>(c, stage, sums, work.fragments[0]);
+    if constexpr (!config::kIsFp8 || kStaggers) {
         ptx::wgmma_wait_group<1>();  // the last stage's second job
         tie(work.fragments[1]);
     }
@@ -185,12 +183,12 @@ __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWi
     work.previous = stage;
     c.cursor.advance();
     // Narrow tiles wait for memory: the next stage's loads are on their way while MMAs are issued. Wide ones wait for MMAs: those first.
-    if constexpr (kM64 == 1) multiply<kWidth, 1, kBegins>(c, stage, sums, work.fragments[1]);
+    if constexpr (kM64 == 1) multiply<kWidth, 1>(c, stage, sums, work.fragments[1]);
     if (!is_last) {
         wait_stage(c);
         load_codes(c, work);
     }
-    if constexpr (kM64 == 2) multiply<kWidth, 1, kBegins>(c, stage, sums, work.fragments[1]);
+    if constexpr (kM64 == 2) multiply<kWidth, 1>(c, stage, sums, work.fragments[1]);
     if (!is_last) load_tables(c, work);
     ptx::wgmma_wait_group<1>();  // the first job
     tie(work.fragments[0]);
@@ -204,26 +202,15 @@ __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWi
 template <bool kIsL2, uint32_t kWidth>
 __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) {
     constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
-    constexpr uint32_t kBlockStages = !config::kIsFp8 ? kStages : kIsL2 ? 1 : config::kL1PromoteStages;
-    constexpr bool kStaggers = config::kIsFp8 && kBlockStages == 1 && kM64 == 2;
     Work work;
     zero<kWidth>(total);
     Sums<kWidth> block;
-    zero<kWidth>(block);  // the first block promotes nothing
+    zero<kWidth>(block);  // what is promoted before there is a sum
     wait_stage(c);
     load_codes(c, work);
     load_tables(c, work);
     work.previous = c.cursor.stage;
-    for (uint32_t k = 0; k < kStages;) {
-        const uint32_t end = min(k + kBlockStages, kStages);
-        if constexpr (config::kIsFp8) {
-            multiply_stage<kIsL2, kWidth, true, kStaggers>(c, work, block, total, k == 0, k + 1 == kStages);
-            ++k;
-        }
-        if constexpr (!config::kIsFp8 || kBlockStages > 1) {
-            for (; k < end; ++k) multiply_stage<kIsL2, kWidth, false, false>(c, work, block, total, k == 0, k + 1 == kStages);
-        }
-    }
+    for (uint32_t k = 0; k < kStages; ++k) multiply_stage<kIsL2, kWidth>(c, work, block, total, k == 0, k + 1 == kStages);
     ptx::wgmma_wait_group<0>();
     tie(work.fragments[1]);
 #pragma unroll
