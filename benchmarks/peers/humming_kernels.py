@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.peers.contender import Contender, Run, Variant
 from benchmarks.peers.layer import Layer, Values, dequantized
+from benchmarks.peers.padding import WidenedTokens, note, widen_weights, widened
 from benchmarks.peers.workload import TokenSet
 from megamoe_jit.formats.moe_weights import Checkpoint, MoeWeights
 
@@ -40,8 +41,10 @@ class HummingKernels:
         self._forward, self._tune = _import("humming.forward"), _import("humming.tune")
         self._sorting = _import("benchmarks.peers.sorting")
         self.weights_name: str = checkpoint
-        self._workload, self._device = layer.workload, torch.device(layer.device)
-        self._weights = weights = layer.weights(checkpoint)
+        self._device = torch.device(layer.device)
+        self._workload, self._wide = layer.workload, widened(layer.workload)
+        self._weights = layer.weights(checkpoint)
+        weights = widen_weights(self._weights, self._wide)
         self._l1 = self._repacked(weights, weights.l1_codes, weights.l1_sf, weights.l1_alphas[:, 0].contiguous())
         self._l2 = self._repacked(weights, weights.l2_codes, weights.l2_sf, weights.l2_alphas)
 
@@ -105,7 +108,7 @@ class HummingKernels:
             yield gemm_type, partial(self._make, gemm_type, num_tokens)
 
     def _make(self, gemm_type: str, num_tokens: int) -> Run:
-        shape, device = self._workload, self._device
+        shape, device = self._wide, self._device
         tunings = [self._tuning(layer, gemm_type, num_tokens) for layer in (self._l1, self._l2)]
         num_rows = num_tokens * shape.num_topk
 
@@ -151,17 +154,17 @@ class HummingKernels:
                 (self._l1, self._l2), (gate_up, result), tunings, orders, strict=True
             )
         ]
-        process = self._forward.may_process_input
+        process, wide_tokens = self._forward.may_process_input, WidenedTokens(shape.hidden)
 
         def run(tokens: TokenSet) -> Tensor:
             for sort in dict.fromkeys(sorts):
                 sort(tokens.topk_idx)
-            acts, _, scale = process(self._l1.humming_config, tokens.x, **scatter)
+            acts, _, scale = process(self._l1.humming_config, wide_tokens.of(tokens), **scatter)
             multiply[0](inputs=acts, input_scale=scale)
             acts, _, scale = process(self._l2.humming_config, gate_up, **_SWIGLU)
             multiply[1](inputs=acts, input_scale=scale)
             self._sorting.weighted_sum(result, place_of, tokens.topk_weights, y)
-            return y
+            return y[:, : self._workload.hidden]
 
         return run
 
@@ -171,7 +174,8 @@ class HummingKernels:
             gemm_type: [self._tuning(layer, gemm_type, num_tokens)["block_shape"] for layer in (self._l1, self._l2)]
             for gemm_type in _GEMM_TYPES
         }
-        return "; ".join(f"{gemm_type} {l1} and {l2}" for gemm_type, (l1, l2) in shapes.items())
+        words = [f"{gemm_type} {l1} and {l2}" for gemm_type, (l1, l2) in shapes.items()]
+        return "; ".join(filter(None, (*words, note(self._wide, self._workload))))
 
 
 def load(checkpoint: Checkpoint) -> Callable[[Layer, int], Contender]:

@@ -1,7 +1,6 @@
 """sgl-deep-gemm: one fused kernel for FP8 weights (a scale for 128 x 128 of them) and FP8 activations, on one rank.
 
-An easier format with twice the bytes: its weights are ours, rounded to FP8. Hidden and intermediate are padded with
-zeros to multiples of 128, the tokens before the clock starts.
+An easier format with twice the bytes: its weights are ours, rounded to FP8.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peers.contender import Run, Variant
 from benchmarks.peers.layer import Layer, Values, dequantized
+from benchmarks.peers.padding import WidenedTokens, narrowed, note, widen_weights, widened
 from benchmarks.peers.workload import TokenSet
 
 _BLOCK = 128
@@ -37,11 +36,6 @@ def interleave(codes: Tensor) -> Tensor:
     return torch.stack([gate.reshape(-1, 8, k), up.reshape(-1, 8, k)], 1).reshape(codes.shape)
 
 
-def padded(width: int) -> int:
-    """Return the next multiple of 128."""
-    return -(-width // _BLOCK) * _BLOCK
-
-
 class SglDeepGemm:
     """The fused layer with its buffer; weights are quantised from the layer's NVFP4 ones."""
 
@@ -52,46 +46,25 @@ class SglDeepGemm:
         del max_tokens
         self._package: Any = importlib.import_module("deep_gemm")
         self._workload, self._device = layer.workload, torch.device(layer.device)
-        self._hidden, self._intermediate = padded(layer.workload.hidden), padded(layer.workload.intermediate)
-        exact = dequantized(layer.weights("nvfp4"), torch.float32)
-        l1_codes, l2_codes = [], []
-        l1_sf, l2_sf = [], []
-        for expert in range(layer.workload.num_experts):
-            l1, l2 = exact(expert)
-            codes, sf = quantize_blocks(self._pad_l1(l1))
-            l1_codes.append(codes.view(torch.uint8))
-            l1_sf.append(sf)
-            codes, sf = quantize_blocks(self._pad_l2(l2))
-            l2_codes.append(codes.view(torch.uint8))
-            l2_sf.append(sf)
-        self._l1_codes, self._l2 = torch.stack(l1_codes), torch.stack(l2_codes).view(torch.float8_e4m3fn)
-        self._l1 = torch.stack([interleave(codes) for codes in l1_codes]).view(torch.float8_e4m3fn)
-        self._l1_sf, self._l2_sf = torch.stack(l1_sf), torch.stack(l2_sf)
-
-    def _pad_l1(self, l1: Tensor) -> Tensor:
-        shape = self._workload
-        parts = l1.view(2, shape.intermediate, shape.hidden)
-        more = (0, self._hidden - shape.hidden, 0, self._intermediate - shape.intermediate)
-        return F.pad(parts, more).reshape(2 * self._intermediate, self._hidden)
-
-    def _pad_l2(self, l2: Tensor) -> Tensor:
-        shape = self._workload
-        return F.pad(l2, (0, self._intermediate - shape.intermediate, 0, self._hidden - shape.hidden))
+        self._wide = wide = widened(layer.workload)
+        exact = dequantized(widen_weights(layer.weights("nvfp4"), wide), torch.float32)
+        parts = [tuple(map(quantize_blocks, exact(expert))) for expert in range(wide.num_experts)]
+        self._l1_codes = torch.stack([l1[0].view(torch.uint8) for l1, _ in parts])
+        self._l1 = torch.stack([interleave(codes) for codes in self._l1_codes]).view(torch.float8_e4m3fn)
+        self._l2 = torch.stack([l2[0].view(torch.uint8) for _, l2 in parts]).view(torch.float8_e4m3fn)
+        self._l1_sf, self._l2_sf = (torch.stack([part[at][1] for part in parts]) for at in range(2))
 
     def values(self) -> Values:
-        """Return the FP8 weights, without the padding."""
-        shape = self._workload
+        """Return the FP8 weights."""
 
         def scaled(codes: Tensor, sf: Tensor) -> Tensor:
             return codes.double() * sf.double().repeat_interleave(_BLOCK, 0).repeat_interleave(_BLOCK, 1)
 
         def values(expert: int) -> tuple[Tensor, Tensor]:
             l1 = scaled(self._l1_codes[expert].view(torch.float8_e4m3fn), self._l1_sf[expert])
-            l1 = l1.view(2, self._intermediate, self._hidden)[:, : shape.intermediate, : shape.hidden]
-            l2 = scaled(self._l2[expert], self._l2_sf[expert])[: shape.hidden, : shape.intermediate]
-            return l1.reshape(2 * shape.intermediate, shape.hidden), l2
+            return l1, scaled(self._l2[expert], self._l2_sf[expert])
 
-        return values
+        return narrowed(values, self._wide, self._workload)
 
     def compile_for(self, tokens: Sequence[int]) -> None:
         """Compile nothing: the library compiles at the first call, which the warm-up makes in other processes."""
@@ -105,41 +78,36 @@ class SglDeepGemm:
         yield "mega", make
 
     def _make(self, num_tokens: int) -> Run:
-        module, shape = self._package._C, self._workload
+        module, shape = self._package._C, self._wide
         step = int(module.get_token_alignment_for_mega_moe())
         capacity = -(-num_tokens // step) * step
-        sizes = (capacity, shape.num_topk, self._hidden, self._intermediate)
+        sizes = (capacity, shape.num_topk, shape.hidden, shape.intermediate)
         num_bytes, slices = module.get_symm_buffer_size_for_sm90_mega_moe(1, shape.num_experts, *sizes, True, "swiglu")
         buffer = torch.zeros(num_bytes, dtype=torch.int8, device=self._device)
         views = slices(buffer)
         as_torch = self._package._from_dlpack_if_needed
         x, x_sf = as_torch(views[0], torch.float8_e4m3fn), as_torch(views[1])
         topk_idx, topk_weights = as_torch(views[2]), as_torch(views[3])
-        y = torch.empty(num_tokens, self._hidden, device=self._device, dtype=torch.bfloat16)
-        padded_x: dict[int, tuple[TokenSet, Tensor]] = {}  # by id of the set, which the entry keeps alive
+        y = torch.empty(num_tokens, shape.hidden, device=self._device, dtype=torch.bfloat16)
+        wide_tokens = WidenedTokens(shape.hidden)
 
         def run(tokens: TokenSet) -> Tensor:
-            if id(tokens) not in padded_x:
-                more = (0, self._hidden - shape.hidden)
-                padded_x[id(tokens)] = (tokens, F.pad(tokens.x, more) if more[1] else tokens.x)
-            staged = padded_x[id(tokens)][1]
             module.mega_moe_pre_dispatch_sm90(
-                *(staged, tokens.topk_idx, tokens.topk_weights, x, x_sf, topk_idx, topk_weights),
+                *(wide_tokens.of(tokens), tokens.topk_idx, tokens.topk_weights, x, x_sf, topk_idx, topk_weights),
                 *(num_tokens, _BLOCK, 1.0),
             )
             module.fp8_mega_moe(
                 *(y, self._l1, self._l1_sf, self._l2, self._l2_sf, None, buffer, [buffer.data_ptr()], 0, capacity),
                 *(shape.num_experts, shape.num_topk, (_BLOCK, _BLOCK, _BLOCK), "swiglu", None, True),
             )
-            return y[:, : shape.hidden]
+            return y[:, : self._workload.hidden]
 
         return run
 
     def note(self, num_tokens: int) -> str:
-        """Return whether anything was padded."""
+        """Return whether anything was widened."""
         del num_tokens
-        is_padded = (self._hidden, self._intermediate) != (self._workload.hidden, self._workload.intermediate)
-        return f"padded to {self._hidden} x {self._intermediate}" if is_padded else ""
+        return note(self._wide, self._workload)
 
 
 def load() -> type[SglDeepGemm]:

@@ -12,7 +12,8 @@ import torch
 from benchmarks.peers import workload as workloads
 from benchmarks.peers.kinds import BY_NAME, KINDS, OURS, PEERS, versions
 from benchmarks.peers.layer import Layer, checked_rows, dequantized, make_weights, moe_truth
-from benchmarks.peers.sgl_deep_gemm import interleave, padded, quantize_blocks
+from benchmarks.peers.padding import WidenedTokens, narrowed, note, widen_weights, widened
+from benchmarks.peers.sgl_deep_gemm import interleave, quantize_blocks
 from benchmarks.peers.torch_grouped import TorchGrouped
 from benchmarks.peers.warm import Job, jobs_of, zero_layer
 from benchmarks.peers.workload import (
@@ -139,7 +140,28 @@ def test_blocks_of_fp8_weights_are_scaled_to_their_maximum() -> None:
     values = codes.float() * sf.repeat_interleave(128, 0).repeat_interleave(128, 1)
     assert rel_l2(values[:128], w[:128]) < 0.04
     assert rel_l2(values[128:], w[128:]) < 0.04
-    assert [padded(width) for width in (2880, 4096)] == [2944, 4096]
+
+
+@pytest.mark.parametrize("checkpoint", ["nvfp4", "mxfp4"])
+def test_a_widened_layer_computes_the_same(checkpoint: str) -> None:
+    weights = make_weights(TINY, checkpoint, "cpu")  # type: ignore[arg-type]
+    wide = widened(TINY)
+    assert (wide.hidden, wide.intermediate) == (128, 128)
+    assert widened(wide) is wide
+    assert widen_weights(weights, TINY) is weights
+    tokens = make_sets(TINY, "uniform", 8, device="cpu", count=1)[0]
+    wide_weights = widen_weights(weights, wide)
+    widener = WidenedTokens(wide.hidden)
+    wide_tokens = replace(tokens, x=widener.of(tokens))
+    assert widener.of(tokens) is wide_tokens.x
+    expected = moe_truth(tokens, dequantized(weights))
+    y = moe_truth(wide_tokens, dequantized(wide_weights))
+    assert rel_l2(y[:, : TINY.hidden], expected) < 1e-12
+    assert not y[:, TINY.hidden :].any()
+    assert rel_l2(moe_truth(tokens, narrowed(dequantized(wide_weights), wide, TINY)), expected) < 1e-12
+    old, new = weights.l1_sf.float(), wide_weights.l1_sf.float()
+    assert (float(new.min()), float(new.max())) == (float(old.min()), float(old.max()))
+    assert (note(wide, TINY), note(TINY, TINY)) == ("widened to 128 x 128", "")
 
 
 def test_gate_and_up_rows_are_interleaved_by_eight() -> None:
