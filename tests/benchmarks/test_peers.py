@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -30,8 +31,8 @@ from benchmarks.peers.workload import (
 from megamoe_jit.reference.compare import rel_l2
 from megamoe_jit.reference.moe import moe_reference
 
+ROOT = Path(__file__).parents[2]
 TINY = Workload(name="tiny", hidden=64, intermediate=32, num_experts=10, num_topk=2, skewed=(8,))
-SORT_CHECK = Path(__file__).parent / "check_sorting.py"
 
 
 def test_the_floor_is_bytes_or_operations() -> None:
@@ -194,13 +195,14 @@ def test_a_zero_layer_has_values() -> None:
         assert not l2.any()
 
 
-def test_the_sort_and_the_sum_of_single_products() -> None:
+@pytest.mark.parametrize("script", ["check_sorting.py", "check_humming.py"])
+def test_kernels_of_the_sort_and_those_around_it(script: str) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     # Triton decides when it is imported whether kernels are interpreted: in a process of their own.
-    command = [sys.executable, "-W", "ignore", str(SORT_CHECK)]
     done = subprocess.run(
-        command,
-        env={"TRITON_INTERPRET": "1", "PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-W", "ignore", str(Path(__file__).parent / script)],
+        env=os.environ
+        | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
