@@ -32,6 +32,7 @@ from benchmarks.peers.timing import Timer, graph_us
 from benchmarks.peers.workload import WORKLOADS, Cases, Workload, make_sets
 from benchmarks.record import RESULTS, load, measure_conditions, save
 
+_SHARE_AHEAD = 0.45  # of the time, at most, for compiling what peers compile
 _LOST = "lost the GPU's context: "
 
 
@@ -163,7 +164,7 @@ def compile_ahead(run: Run, cases: Sequence[tuple[Workload, Cases]], processes: 
     recipes = [kind.name for kind in run.kinds if kind.is_ours]
     max_tokens = max(count for counts in tokens.values() for count in counts)
     with ThreadPoolExecutor(1) as pool:
-        warming = pool.submit(run_jobs, jobs, processes, run.log)
+        warming = pool.submit(run_jobs, jobs, processes, run.seconds_left * _SHARE_AHEAD, run.log)
         for failure in build_ahead([workload for workload, _ in cases], recipes, max_tokens, processes):
             run.log(f"not built: {failure}")
         run.log("our kernels are built")

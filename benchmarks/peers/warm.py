@@ -8,6 +8,7 @@ Their caches on disk then hold the kernels for the process that measures.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,6 @@ from benchmarks.peers.measure import reason
 from benchmarks.peers.workload import WORKLOADS, TokenSet, Workload, make_sets
 from megamoe_jit.formats.moe_weights import Checkpoint, MoeWeights
 
-_TIMEOUT_S = 400.0
 # A library that starts compilers for every core in each process that warms it would start too many.
 _ENVIRONMENT = {"HUMMING_MAX_PARALLEL_BUILD_WORKERS": "2"}
 
@@ -57,26 +57,36 @@ def jobs_of(kinds: Iterable[Kind], tokens: Mapping[str, Sequence[int]]) -> list[
     return sorted(jobs, key=lambda job: -len(job.tokens))
 
 
-def run_jobs(jobs: Sequence[Job], processes: int, log: Callable[[str], None]) -> None:
-    """Run the jobs, `processes` at a time; what fails is logged, and left to the measuring process."""
+def run_jobs(jobs: Sequence[Job], processes: int, seconds: float, log: Callable[[str], None]) -> None:
+    """Run the jobs, `processes` at a time, until all are done or `seconds` are over.
+
+    What fails or is late is logged, and left to the measuring process.
+    """
+    end = time.monotonic() + seconds
 
     def run(job: Job) -> None:
         start = time.monotonic()
-        try:
-            done = subprocess.run(
-                job.command,
-                env=os.environ | _ENVIRONMENT,
-                capture_output=True,
-                text=True,
-                timeout=_TIMEOUT_S,
-                check=False,
-            )
-            failed, output = done.returncode != 0, done.stdout + done.stderr
-        except subprocess.TimeoutExpired:
-            failed, output = True, f"nothing after {_TIMEOUT_S:.0f} s"
-        seconds = time.monotonic() - start
-        log(f"compiled ahead: {job.kind} {job.workload} {job.tokens} in {seconds:.0f} s{' FAILED' if failed else ''}")
-        if output.strip():
+        name = f"{job.kind} {job.workload} {' '.join(map(str, job.tokens))}"
+        if start >= end:
+            log(f"not compiled ahead, no time left: {name}")
+            return
+        # In a session of its own, so that its compilers end with it.
+        with subprocess.Popen(
+            job.command,
+            env=os.environ | _ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as child:
+            try:
+                output = child.communicate(timeout=end - start)[0]
+                outcome = "" if child.returncode == 0 else " FAILED"
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+                output, outcome = "", " stopped"
+        log(f"compiled ahead: {name}, {time.monotonic() - start:.0f} s{outcome}")
+        if outcome and output.strip():
             log(output.strip()[-1000:])
 
     with ThreadPoolExecutor(max(1, processes)) as pool:

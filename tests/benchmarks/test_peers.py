@@ -16,7 +16,7 @@ from benchmarks.peers.layer import Layer, checked_rows, dequantized, make_weight
 from benchmarks.peers.padding import WidenedTokens, narrowed, note, widen_weights, widened
 from benchmarks.peers.sgl_deep_gemm import interleave, quantize_blocks
 from benchmarks.peers.torch_grouped import TorchGrouped
-from benchmarks.peers.warm import Job, jobs_of, zero_layer
+from benchmarks.peers.warm import Job, jobs_of, run_jobs, zero_layer
 from benchmarks.peers.workload import (
     TOKENS,
     WORKLOADS,
@@ -184,6 +184,26 @@ def test_compiling_ahead_takes_a_process_for_each_job() -> None:
     assert jobs[0] == Job(kind="humming_nvfp4", workload="flash", tokens=(1, 8))
     assert sum(job.kind == "sgl_fp8" for job in jobs) == 3
     assert jobs[0].command[1:] == ["-m", "benchmarks.peers.warm", "humming_nvfp4", "flash", "1", "8"]
+
+
+def test_jobs_that_fail_or_are_late_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    scripts = {
+        "good": "print('noise')",
+        "bad": "raise SystemExit('no compiler')",
+        "slow": "import time; time.sleep(60)",
+    }
+    monkeypatch.setattr(Job, "command", property(lambda job: [sys.executable, "-c", scripts[job.kind]]))
+    jobs = [Job(kind=kind, workload="flash", tokens=(1, 8)) for kind in scripts]
+    run_jobs(jobs, 3, 3.0, lines.append)
+    text = "\n".join(lines)
+    assert "good flash 1 8, " in text
+    assert "noise" not in text
+    assert "no compiler" in text
+    assert "s stopped" in text
+    lines.clear()
+    run_jobs(jobs[:1], 1, 0.0, lines.append)
+    assert lines == ["not compiled ahead, no time left: good flash 1 8"]
 
 
 def test_a_zero_layer_has_values() -> None:
