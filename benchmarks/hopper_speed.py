@@ -12,7 +12,9 @@ contender breaks the GPU's context, the script starts itself again without it.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +35,7 @@ from benchmarks.peers.workload import WORKLOADS, Cases, Workload, make_sets
 from benchmarks.record import RESULTS, load, measure_conditions, save
 
 _SHARE_AHEAD = 0.45  # of the time, at most, for compiling what peers compile
+_GRACE_S = 45.0
 _LOST = "lost the GPU's context: "
 
 
@@ -207,6 +210,18 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(args)
 
 
+def command_of(args: Sequence[str]) -> str:
+    """Return the command for the record: what was measured, not where it was written or how often it was begun."""
+    kept, place = [], 0
+    while place < len(args):
+        if args[place] in ("--out", "--resume"):
+            place += 2
+            continue
+        kept.append(args[place])
+        place += 1
+    return shlex.join(["python", "-m", "benchmarks.hopper_speed", *kept])
+
+
 def main(args: Sequence[str] | None = None, *, restart: Callable[[str, list[str]], object] = os.execv) -> int:
     """Measure, record and draw; a machine without a GPU measures nothing."""
     args = sys.argv[1:] if args is None else list(args)
@@ -220,6 +235,8 @@ def main(args: Sequence[str] | None = None, *, restart: Callable[[str, list[str]
         return 0
     os.environ.setdefault("MEGAMOE_JIT_TIMEOUT_S", "20")
     run = Run(options, chosen_kinds(options.recipes, options.peers), time.monotonic())
+    # A kernel that never ends keeps its host waiting: the process then ends itself, with what was written so far.
+    faulthandler.dump_traceback_later(max(0.0, run.seconds_left) + _GRACE_S, exit=True)
     cases = [(WORKLOADS[name], WORKLOADS[name].cases(options.tokens, options.routings)) for name in options.workloads]
     cases = [(workload, some) for workload, some in cases if some]
     if not options.resume:
@@ -228,7 +245,7 @@ def main(args: Sequence[str] | None = None, *, restart: Callable[[str, list[str]
 
     ceilings = measure_ceilings()
     run.bf16_ops_per_s = ceilings.bf16_ops_per_s
-    run.conditions = {**measure_conditions(), **versions(), **ceilings.words()}
+    run.conditions = {**measure_conditions(), "command": command_of(args), **versions(), **ceilings.words()}
     run.log(", ".join(f"{name} {value}" for name, value in ceilings.words().items()))
     for workload, some in cases:
         try:
@@ -244,6 +261,7 @@ def main(args: Sequence[str] | None = None, *, restart: Callable[[str, list[str]
             return 1
         torch.cuda.empty_cache()
     run.finish()
+    faulthandler.cancel_dump_traceback_later()
     return 0
 
 

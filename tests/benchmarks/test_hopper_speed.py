@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import hopper_speed
-from benchmarks.hopper_speed import Run, chosen_kinds, main, measure_workload, parse
+from benchmarks.hopper_speed import Run, chosen_kinds, command_of, main, measure_workload, parse
 from benchmarks.peers import measure as measuring
 from benchmarks.peers.contender import Kind
 from benchmarks.peers.layer import Layer, Values, moe_truth
@@ -270,6 +270,11 @@ def test_options_choose_contenders() -> None:
     assert names("--recipes", "--peers", "sgl_fp8") == ["sgl_fp8"]
     with pytest.raises(SystemExit, match="unknown contenders: nobody"):
         names("--peers", "nobody")
+
+
+def test_the_recorded_command_names_no_folder() -> None:
+    args = ["--tokens", "1", "8", "--out", "/somewhere", "--keep", "--resume", "2026-01-02", "--deadline", "5"]
+    assert command_of(args) == "python -m benchmarks.hopper_speed --tokens 1 8 --keep --deadline 5"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which would be measured")
