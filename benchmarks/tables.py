@@ -5,8 +5,9 @@ A page says where a table goes, and this script fills it in:
     <!-- table: environment -->
     <!-- end -->
 
-Names are those of records (results/<name>.json) and of the tables that the package knows: `environment`, `recipes`,
-`sm90_budgets`.
+Names are those of records (results/<name>.json), of the tables that the package knows (`environment`, `recipes`,
+`sm90_budgets`, `reports`), and of what the record `hopper_speed` becomes: `hopper_speed_summary`, `..._times`,
+`..._accuracy`, `..._gaps`.
 `<!-- table: speed model=flash num_tokens=64 -->` prints only the rows of the record with these values.
 `python -m benchmarks.tables --check` changes nothing and fails when a page is out of date.
 """
@@ -39,11 +40,8 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 def result_table(result: Result) -> str:
     """Return the table of a record, with its notes and the conditions that it was measured under."""
     rows = [[_show(column, row[column.key]) for column in result.columns] for row in result.rows]
-    conditions = ", ".join(f"{name} {value}" for name, value in result.conditions.items() if name != "command")
-    notes = f"\n{result.notes}\n" if result.notes else ""
     table = markdown_table([column.heading for column in result.columns], rows)
-    command = result.conditions.get("command", "")
-    return f"**{result.title}**\n\n{table}{notes}\n<sub>{conditions}; `{command}`</sub>\n"
+    return f"**{result.title}**\n\n{table}{_notes(result)}"
 
 
 def _show(column: Column, value: Cell) -> str:
@@ -130,6 +128,22 @@ def reports_table() -> str:
     return markdown_table(headings, rows)
 
 
+def hopper_speed_table(result: Result, table: str, wanted: Mapping[str, str]) -> str:
+    """Return one of the tables that the record of `benchmarks.hopper_speed` becomes; its conditions below the first."""
+    from benchmarks.peers.report import tables
+
+    headings, rows = tables(result, table, wanted)
+    text = markdown_table(headings, rows) if rows else "_Nothing._\n"
+    return text + _notes(result) if table == "summary" else text
+
+
+def _notes(result: Result) -> str:
+    conditions = ", ".join(f"{name} {value}" for name, value in result.conditions.items() if name != "command")
+    command = result.conditions.get("command", "")
+    notes = f"\n{result.notes}\n" if result.notes else ""
+    return f"{notes}\n<sub>{conditions}; `{command}`</sub>\n"
+
+
 def select(result: Result, wanted: Mapping[str, str]) -> Result:
     """Return `result` with only the rows that have these values."""
     rows = tuple(row for row in result.rows if all(str(row[key]) == value for key, value in wanted.items()))
@@ -158,9 +172,13 @@ def make_tables(results: Mapping[str, Result]) -> Table:
             return sm90_budgets_table()
         if name == "reports":
             return reports_table()
+        record, _, part = name.rpartition("_")
+        if record == "hopper_speed" and record in results:
+            return hopper_speed_table(results[record], part, wanted)
         if name in results:
             return result_table(select(results[name], wanted))
-        return f"_Not measured yet: benchmarks/results/{name}.json is missing._\n"
+        missing = record if record == "hopper_speed" else name
+        return f"_Not measured yet: benchmarks/results/{missing}.json is missing._\n"
 
     return table
 
