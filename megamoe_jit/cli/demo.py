@@ -232,7 +232,7 @@ def describe_tensor_maps(moe: MegaMoE) -> list[str]:
 
     if moe.backend == "reference":
         return []
-    plan = moe_plan(moe.sym_buffer, moe.activation, fast_math=moe.fast_math)
+    plan = moe_plan(moe.sym_buffer, moe.activation, fast_math=moe.fast_math, topk_weight_stage=moe.topk_weight_stage)
     plan.bind(moe.l1, moe.l2)
     return [f"{name}: {tensor_map.describe()}" for name, tensor_map in plan.tensor_maps()]
 

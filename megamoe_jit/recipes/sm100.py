@@ -172,7 +172,6 @@ class Sm100Config:
     num_stages: int
     ring_tiles: int
     scale_vec: bool = False
-    weighs_before_requant: bool = False
 
     kernel_name = "mega_moe_sm100"
     entry = "mega_moe/sm100.cuh"
@@ -294,7 +293,7 @@ class Sm100Config:
             "min_amax": MIN_AMAX,
             "forecast_rms": float(_FORECAST_RMS),
             "forecast_factor": float(_FORECAST_FACTOR),
-            "weighs_before_requant": self.weighs_before_requant,
+            "weighs_before_requant": p.topk_weight_stage == "before_requant",
             "param_bytes": MEGA_MOE_SM100_PARAMS.num_bytes(num_ranks=p.num_ranks),
         }
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from megamoe_jit import ActivationSpec, MegaMoE, MoeWeights, Problem, get_arch, get_recipe
+from megamoe_jit.formats.activation import TopkWeightStage
 from megamoe_jit.jit.build import build
 from megamoe_jit.ops import plan_sm100
 from megamoe_jit.recipes import sm100
 from megamoe_jit.reference.compare import rel_l2
 from megamoe_jit.reference.moe import MoeReference, moe_reference
+from megamoe_jit.reference.rounding_points import rounding_points
 from megamoe_jit.runtime.emulated import emulated_backend
 
 RECIPES = ("nvfp4_nvfp4", "mxfp8_mxfp4", "mxfp8_nvfp4", "mxfp4_mxfp4")
@@ -32,9 +34,13 @@ class Layer:
         topk: int = 2,
         activation: ActivationSpec | None = None,
         bias: bool = False,
+        stage: TopkWeightStage = "after_l2",
+        scaling: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.recipe, self.activation = recipe, activation or ActivationSpec()
+        self.stage: TopkWeightStage = stage
+        self.scaling = scaling
         generator = torch.Generator().manual_seed(seed)
         self.weights = MoeWeights.random(
             experts,
@@ -59,19 +65,22 @@ class Layer:
             activation=self.activation,
             num_topk=self.topk,
             max_tokens_per_rank=max(1, len(self.x)),
+            topk_weight_stage=self.stage,
+            routed_scaling_factor=self.scaling,
         )
 
     def run(self, arch: str = "sm_100f") -> torch.Tensor:
         return self.moe(arch)(self.x, self.topk_idx, self.topk_weights)
 
-    def oracle(self, rounding: str | None = None) -> MoeReference:
+    def oracle(self) -> MoeReference:
         return moe_reference(
             self.x,
             self.topk_idx,
             self.topk_weights,
             self.weights,
             activation=self.activation,
-            rounding=rounding or self.recipe,
+            rounding=rounding_points(self.recipe, topk_weight_stage=self.stage),
+            routed_scaling_factor=self.scaling,
         )
 
 
@@ -120,6 +129,33 @@ ACTIVATIONS = {
 def test_activations_and_biases(recipe: str, name: str) -> None:
     layer = Layer(recipe, tokens=10, activation=ACTIVATIONS[name], bias=True)
     assert_right(layer, layer.run())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_top_k_weights_before_requantisation(recipe: str) -> None:
+    layer = Layer(recipe, tokens=10, activation=ActivationSpec(clamp=3.0), bias=True, stage="before_requant")
+    layer.topk_weights[0] = torch.tensor([2.0**-12, -0.75])  # second-level scales follow the weight
+    layer.topk_weights[1, 0] = 0
+    y = layer.run()
+    assert_right(layer, y)
+    assert rel_l2(y[0], layer.oracle().y[0]) < 2e-3
+    layer.stage = "after_l2"
+    assert rel_l2(y, layer.oracle().y) > 5e-3  # other codes
+
+
+def test_the_routed_scaling_factor_multiplies_before_the_result_is_rounded() -> None:
+    layer = Layer("nvfp4_nvfp4", tokens=9, scaling=2.7)
+    assert_right(layer, layer.run())
+
+
+def test_a_call_is_two_launches() -> None:
+    layer = Layer("nvfp4_nvfp4", tokens=9)
+    moe, device = layer.moe(), emulated_backend()
+    for _ in range(2):
+        before = device.work()
+        moe(layer.x, layer.topk_idx, layer.topk_weights)
+        assert device.work().since(before).launches == 2
+    assert [name for name, _ in device.timelines()[-2:]] == ["stage_tokens_sm100", "mega_moe_sm100"]
 
 
 def test_tokens_that_go_nowhere_and_experts_without_any() -> None:
