@@ -50,6 +50,7 @@ _MEASURES = (
     Column(key="spill_bytes", heading="spilled bytes"),
     Column(key="stack_bytes", heading="stack and local bytes"),
     Column(key="compile_s", heading="slowest compile, s", format=".2f"),
+    Column(key="cpu_s", heading="of CPU, s", format=".2f"),
     Column(key="cubin_kib", heading="largest cubin, KiB", format=".0f"),
 )
 COLUMNS = (
@@ -63,8 +64,8 @@ SUMMARY_COLUMNS = (COLUMNS[0], COLUMNS[3], *_MEASURES)
 NOTES = (
     "Every kernel that calls of 1 to 8192 tokens can need: for each model that the package knows by name with each "
     "recipe, for activations, narrow and largest sizes, 1 and 384 experts, and top-k weights before requantisation; "
-    "the grouped GEMM with every tile, alone and in pairs. Compile: NVRTC's time for PTX and cubin. One core of a "
-    "machine that did other things too."
+    "the grouped GEMM with every tile, alone and in pairs. Compile: NVRTC's time for PTX and cubin, on a machine whose "
+    "cores did other things too; of CPU: what the process used meanwhile."
 )
 
 
@@ -115,9 +116,11 @@ def builds(arch: Arch) -> Iterator[Build]:
 def compile_one(build: Build, source: str) -> dict[str, Any]:
     """Compile a build and return what became of it; `source` is the digest of what was rendered."""
     description = build.description
+    start = time.process_time()
     artifact = compile_source(
         render(description), description.arch, CompileOptions(), kernel_name=description.kernel_name
     )
+    cpu_s = time.process_time() - start
     resources = artifact.resources
     return {
         "kernel": description.kernel_name,
@@ -130,6 +133,7 @@ def compile_one(build: Build, source: str) -> dict[str, Any]:
         "spill_bytes": resources.spill_stores + resources.spill_loads,
         "stack_bytes": resources.stack_frame + resources.local,
         "compile_s": artifact.compile_s,
+        "cpu_s": cpu_s,
         "cubin_kib": len(artifact.cubin) / 1024,
     }
 
