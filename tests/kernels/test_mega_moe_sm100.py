@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 
-from megamoe_jit import ActivationSpec, MegaMoE, MoeWeights, Problem, get_arch, get_recipe
+from megamoe_jit import (
+    ActivationSpec,
+    MegaMoE,
+    MoeWeights,
+    Problem,
+    fp8_nvfp4_mega_moe,
+    get_arch,
+    get_recipe,
+    get_symm_buffer_for_nvfp4_mega_moe,
+    transform_weights,
+)
 from megamoe_jit.formats.activation import TopkWeightStage
 from megamoe_jit.jit.build import build
 from megamoe_jit.ops import plan_sm100
+from megamoe_jit.ops.tokens import quantize_tokens
 from megamoe_jit.recipes import sm100
 from megamoe_jit.reference.compare import rel_l2
 from megamoe_jit.reference.moe import MoeReference, moe_reference
@@ -42,6 +54,7 @@ class Layer:
         self.recipe, self.activation = recipe, activation or ActivationSpec()
         self.stage: TopkWeightStage = stage
         self.scaling = scaling
+        self.fast_math = True
         generator = torch.Generator().manual_seed(seed)
         self.weights = MoeWeights.random(
             experts,
@@ -68,6 +81,7 @@ class Layer:
             max_tokens_per_rank=max(1, len(self.x)),
             topk_weight_stage=self.stage,
             routed_scaling_factor=self.scaling,
+            fast_math=self.fast_math,
         )
 
     def run(self, arch: str = "sm_100f") -> torch.Tensor:
@@ -119,9 +133,15 @@ def test_experts_and_topk(experts: int, topk: int) -> None:
     assert_right(layer, layer.run())
 
 
-@pytest.mark.parametrize(("hidden", "intermediate"), [(208, 176), (144, 400)])
-def test_widths_that_fill_no_tile(hidden: int, intermediate: int) -> None:
-    layer = Layer("nvfp4_nvfp4", tokens=12, hidden=hidden, intermediate=intermediate)
+@pytest.mark.parametrize(
+    ("recipe", "hidden", "intermediate"),
+    [
+        *(("nvfp4_nvfp4", 208, 176), ("nvfp4_nvfp4", 144, 400)),
+        *(("mxfp8_mxfp4", 224, 160), ("mxfp8_nvfp4", 160, 352), ("mxfp4_mxfp4", 352, 96)),
+    ],
+)
+def test_widths_that_fill_no_tile(recipe: str, hidden: int, intermediate: int) -> None:
+    layer = Layer(recipe, tokens=12, hidden=hidden, intermediate=intermediate)
     assert_right(layer, layer.run())
 
 
@@ -133,8 +153,13 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("recipe", ["nvfp4_nvfp4", "mxfp8_mxfp4"])
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        *itertools.product(("nvfp4_nvfp4", "mxfp8_mxfp4"), ACTIVATIONS),
+        ("mxfp4_mxfp4", "relu2"),
+    ],
+)
 def test_activations_and_biases(recipe: str, name: str) -> None:
     layer = Layer(recipe, tokens=10, activation=ACTIVATIONS[name], bias=True)
     assert_right(layer, layer.run())
@@ -172,11 +197,43 @@ def test_tokens_that_go_nowhere_and_experts_without_any() -> None:
     layer.topk_idx[layer.topk_idx == 2] = -1
     layer.topk_idx[3] = -1
     layer.topk_idx[5, 0] = 2**40
+    stats = torch.full((4,), 100, dtype=torch.int32)
+    moe = layer.moe()
+    for calls in (1, 2):
+        y = moe(layer.x, layer.topk_idx, layer.topk_weights, recv_stats=stats)
+        assert_right(layer, y)
+        assert not y[3].any()
+        assert stats.tolist() == [100 + calls * int((layer.topk_idx == e).sum()) for e in range(4)]
+
+
+@pytest.mark.parametrize("recipe", ["nvfp4_nvfp4", "mxfp8_mxfp4"])
+def test_tokens_may_be_put_into_the_views_and_indices_be_int32(recipe: str) -> None:
+    """Codes and scale factors that the caller brings are what staging would have made: one launch less, the same y."""
+    layer = Layer(recipe, tokens=11, hidden=160)
+    staged = layer.run()
+    buffer = get_symm_buffer_for_nvfp4_mega_moe(
+        *(None, 4, 11, 2, 160, 256),
+        recipe=recipe,
+        arch="sm_100f",
+        device="cpu",
+        topk_idx_dtype=torch.int32,
+        packed_sf=False,
+    )
+    codes, sf, scales = quantize_tokens(layer.x, get_recipe(recipe))
+    buffer.fill(codes, sf, layer.topk_idx.int(), layer.topk_weights, x_scales=scales)
+    l1, l2 = transform_weights(layer.weights, recipe, "sm_100f")
     stats = torch.zeros(4, dtype=torch.int32)
-    y = layer.moe()(layer.x, layer.topk_idx, layer.topk_weights, recv_stats=stats)
-    assert_right(layer, y)
-    assert not y[3].any()
-    assert stats.tolist() == [int((layer.topk_idx == e).sum()) for e in range(4)]
+    before = emulated_backend().work()
+    y = fp8_nvfp4_mega_moe(torch.empty_like(layer.x), l1, l2, buffer, stats, backend="emulator")
+    assert emulated_backend().work().since(before).launches == 1
+    assert torch.equal(y, staged)
+    assert int(stats.sum()) == 22
+
+
+def test_accurate_exponentials() -> None:
+    layer = Layer("nvfp4_nvfp4", tokens=9)
+    layer.fast_math = False
+    assert_right(layer, layer.run())
 
 
 def test_all_tokens_at_one_expert_take_several_tiles() -> None:
