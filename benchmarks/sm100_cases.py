@@ -15,6 +15,7 @@ from megamoe_jit.recipes.recipe import get_recipe
 from megamoe_jit.reference.moe import MoeIntermediates
 from tests.real_data import HIDDEN, INTERMEDIATE, NUM_EXPERTS, load_minilm
 
+ARCH = "sm_100f"
 Data = Literal["normal", "real", "exact"]
 RECIPES = ("nvfp4_nvfp4", "mxfp8_mxfp4", "mxfp8_nvfp4", "mxfp4_mxfp4")
 POLICIES = ("lazy", "0.3", "eager")  # when copies and MMAs complete: as late as possible, at random, at once
