@@ -19,7 +19,8 @@ ARCH = "sm_100f"
 Data = Literal["normal", "real", "exact"]
 RECIPES = ("nvfp4_nvfp4", "mxfp8_mxfp4", "mxfp8_nvfp4", "mxfp4_mxfp4")
 POLICIES = ("lazy", "0.3", "eager")  # when copies and MMAs complete: as late as possible, at random, at once
-# What every recipe runs: data, hidden, intermediate, experts, top-k, tokens. Each value of each axis is there.
+# What every recipe runs: data, hidden, intermediate, experts, top-k, tokens. Each value of each axis is there, and each
+# token tile.
 LAYERS: tuple[tuple[Data, int, int, int, int, int], ...] = (
     ("normal", 256, 256, 4, 2, 0),
     ("normal", 256, 256, 1, 1, 1),
@@ -35,10 +36,14 @@ LAYERS: tuple[tuple[Data, int, int, int, int, int], ...] = (
     ("normal", 512, 1024, 4, 1, 33),
     ("normal", 2880, 2880, 4, 1, 7),
     ("normal", 4096, 2048, 1, 1, 7),
+    ("normal", 256, 256, 4, 2, 33),
+    ("normal", 256, 256, 4, 1, 128),
+    ("real", HIDDEN, INTERMEDIATE, NUM_EXPERTS, 2, 128),
 )
 EXACT_LAYERS: tuple[tuple[Data, int, int, int, int, int], ...] = (
     ("exact", 256, 256, 4, 2, 33),
     ("exact", 512, 1024, 4, 2, 7),
+    ("exact", 256, 256, 4, 2, 300),
 )
 
 

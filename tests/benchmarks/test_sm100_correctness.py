@@ -10,6 +10,9 @@ import torch
 from benchmarks import sm100_correctness
 from benchmarks.record import load
 from benchmarks.sm100_cases import POLICIES, RECIPES, Case, cases, make_layer, sums_are_exact
+from megamoe_jit import get_recipe
+from megamoe_jit.recipes.choose import token_tile
+from megamoe_jit.recipes.sm100 import TOKEN_TILES
 from megamoe_jit.reference.moe import moe_reference
 from tests.real_data import why_missing
 
@@ -40,6 +43,8 @@ def test_every_value_of_every_axis_meets_every_recipe() -> None:
         }
         for name, wanted in axes.items():
             assert {getattr(case, name) for case in mine} >= wanted
+        tiles = {token_tile(case.problem(), get_recipe(recipe), case.num_tokens) for case in mine}
+        assert tiles == set(TOKEN_TILES)
         sizes = {(case.hidden, case.intermediate) for case in mine}
         assert sizes == {(256, 256), (384, 768), (512, 1024), (2880, 2880), (4096, 2048)}
         assert {case.completion for case in mine if case.data == "exact"} == set(POLICIES)
