@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[Data, int, int, int, int, int], ...] = (
     ("normal", 256, 256, 4, 1, 128),
     ("real", HIDDEN, INTERMEDIATE, NUM_EXPERTS, 2, 128),
 )
+_LARGEST_HIDDEN_OF_ALL_POLICIES = 512
 EXACT_LAYERS: tuple[tuple[Data, int, int, int, int, int], ...] = (
     ("exact", 256, 256, 4, 2, 33),
     ("exact", 512, 1024, 4, 2, 7),
@@ -79,13 +80,14 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Return every case: each layer with each recipe, policies in turns, exact sums under all policies.
+    """Return every case: each layer with each recipe, large ones with one policy in turns, the others with all.
 
     Cases are ordered so that a run which is cut off has seen all recipes.
     """
     chosen = []
-    for (i, layer), (r, recipe) in itertools.product(enumerate(LAYERS), enumerate(RECIPES)):
-        chosen.append((recipe, layer, POLICIES[(i + r) % len(POLICIES)], 10 * i + r))
+    for turn, (i, layer), (r, recipe) in itertools.product((0, 1, 2), enumerate(LAYERS), enumerate(RECIPES)):
+        if turn == 0 or (layer[1] <= _LARGEST_HIDDEN_OF_ALL_POLICIES and layer[-1] > 0):
+            chosen.append((recipe, layer, POLICIES[(i + r + turn) % len(POLICIES)], 5000 * turn + 10 * i + r))
     for layer, (p, policy), recipe in itertools.product(EXACT_LAYERS, enumerate(POLICIES), RECIPES):
         chosen.append((recipe, layer, policy, 1000 + p))
     return [

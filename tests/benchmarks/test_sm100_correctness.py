@@ -78,6 +78,14 @@ def test_a_run_stores_each_case_and_the_next_one_passes_over_it(
     assert (row["key"], row["codes_identical"], row["y_identical"], row["findings"]) == (SMALL.key, 1.0, True, 0)
     assert row["completion"] == "eager"
 
+    (summary,) = load(tmp_path / "sm100_correctness_summary.json").rows
+    assert (summary["runs"], summary["codes_identical"], summary["findings"]) == (1, 1.0, 0)
+    worse = {**row, "codes_identical": 0.9, "rel_l2_oracle": 0.1, "findings": 2, "y_identical": False}
+    (summary,) = sm100_correctness.summarise([row, {**worse, "completion": "lazy"}])
+    assert (summary["runs"], summary["codes_identical"], summary["rel_l2_oracle"]) == (2, 0.9, 0.1)
+    assert (summary["findings"], summary["y_identical"]) == (2, False)
+    assert len(sm100_correctness.summarise([row, {**row, "num_tokens": 6}])) == 2
+
     monkeypatch.setattr(sm100_correctness, "run_case", lambda case: pytest.fail("it is stored"))
     assert sm100_correctness.main() == 0
     assert SMALL.key in capsys.readouterr().out
