@@ -55,14 +55,14 @@ SUMMARY_COLUMNS = (
     *COLUMNS[[column.key for column in COLUMNS].index("codes_identical") :],
 )
 NOTES = (
-    "Executed by the emulator from the PTX for sm_100f, four SMs, checker on; no such GPU was used. Every layer runs "
-    "with every recipe, under each policy of when copies and MMAs complete (lazy: as late as possible; eager: at once; "
-    "0.3: with that probability at each step) with a seed of its own; layers of 2880 and more under one policy each. "
-    "Not the full product of tokens, sizes, experts, top-k, recipes and policies. Codes: E2M1 or E4M3 codes that L2 "
-    "reads, and their block scale factors. y identical: every BF16 value is the oracle's. Findings: races, missing "
-    "fences, misused barriers, reads of memory that nobody wrote, warnings included. Truth: the dequantised checkpoint, "
-    "nothing else rounded. real: the FFN weights and tokens of a sentence-embedding model (six experts). exact: every "
-    "sum is exact in float32, so that no order of adding is an excuse."
+    "Executed by the emulator from the PTX for sm_100f, four SMs, checker on; no such GPU was used. Every layer "
+    "runs with every recipe, under each policy of when copies and MMAs complete (lazy: as late as possible; eager: "
+    "at once; 0.3: with that probability at each step) with a seed of its own; layers of 2880 and more under one "
+    "policy each. Not the full product of tokens, sizes, experts, top-k, recipes and policies. Codes: E2M1 or E4M3 "
+    "codes that L2 reads, and their block scale factors. y identical: every BF16 value is the oracle's. Findings: "
+    "races, missing fences, misused barriers, reads of memory that nobody wrote, warnings included. Truth: the "
+    "dequantised checkpoint, nothing else rounded. real: the FFN weights and tokens of a sentence-embedding model "
+    "(six experts). exact: every sum is exact in float32, so that no order of adding is an excuse."
 )
 
 
