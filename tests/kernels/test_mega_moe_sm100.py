@@ -28,7 +28,7 @@ from megamoe_jit.reference.compare import rel_l2
 from megamoe_jit.reference.moe import MoeReference, moe_reference
 from megamoe_jit.reference.rounding_points import rounding_points
 from megamoe_jit.runtime.emulated import emulated_backend
-from tests.kernels.oracle_sm100 import intermediate_codes, oracle_codes
+from tests.kernels.oracle_sm100 import fused_plan, intermediate_codes, oracle_codes
 
 RECIPES = ("nvfp4_nvfp4", "mxfp8_mxfp4", "mxfp8_nvfp4", "mxfp4_mxfp4")
 
@@ -98,6 +98,17 @@ class Layer:
             routed_scaling_factor=self.scaling,
             return_intermediates=return_intermediates,
         )
+
+
+def change_kernels(monkeypatch: pytest.MonkeyPatch, **fields: object) -> None:
+    """Have the fused kernels built with other fields of their configurations."""
+    kernels = plan_sm100.plan_kernels
+
+    def changed(problem: Problem, *rest: object) -> tuple[object, ...]:
+        staging, *fused = kernels(problem, *rest)  # type: ignore[arg-type]
+        return staging, *(replace(kernel, **fields) for kernel in fused)  # type: ignore[type-var]
+
+    monkeypatch.setattr(plan_sm100, "plan_kernels", changed)
 
 
 def assert_right(layer: Layer, y: torch.Tensor, bound: float = 2e-3) -> None:
@@ -272,17 +283,22 @@ def test_single_ctas_and_short_rings_give_the_same_bits(
 ) -> None:
     layer = Layer("nvfp4_nvfp4", tokens=40, hidden=128, intermediate=128, experts=6)
     expected = layer.run()
-    kernels = plan_sm100.plan_kernels
-
-    def changed(problem: Problem, *rest: object) -> tuple[object, ...]:
-        staging, *fused = kernels(problem, *rest)  # type: ignore[arg-type]
-        return staging, *(
-            replace(kernel, cta_group=cta_group, ring_tiles=ring_tiles or kernel.ring_tiles)  # type: ignore[type-var]
-            for kernel in fused
-        )
-
-    monkeypatch.setattr(plan_sm100, "plan_kernels", changed)
+    change_kernels(monkeypatch, cta_group=cta_group, **({"ring_tiles": ring_tiles} if ring_tiles else {}))
     assert torch.equal(layer.run(), expected)
+
+
+@pytest.mark.parametrize(("arch", "scale_vec"), [("sm_103f", False), ("sm_100a", True)])
+def test_other_targets_and_the_older_spelling_give_the_same_bits(
+    arch: str, scale_vec: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = Layer("nvfp4_nvfp4", tokens=12, hidden=128, intermediate=128)
+    expected = layer.run()
+    change_kernels(monkeypatch, scale_vec=scale_vec)
+    moe = layer.moe(arch)
+    assert torch.equal(moe(layer.x, layer.topk_idx, layer.topk_weights), expected)
+    (ptx,) = {launch.plan.kernel.artifact.ptx for launch in fused_plan(moe)._launches.values()}  # type: ignore[attr-defined]
+    assert f".target {arch}" in ptx
+    assert ("scale_vec::4X" in ptx) == scale_vec != ("block16" in ptx)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
