@@ -277,11 +277,17 @@ def test_no_load_meets_what_others_write_beside_it(seed: int, monkeypatch: pytes
     assert device.work().since(before).warnings == ()
 
 
-@pytest.mark.parametrize(("cta_group", "ring_tiles"), [(1, None), (2, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("recipe", "cta_group", "ring_tiles"),
+    [
+        *(("nvfp4_nvfp4", 1, None), ("nvfp4_nvfp4", 2, 2), ("nvfp4_nvfp4", 2, 4)),
+        *(("mxfp8_mxfp4", 1, None), ("mxfp4_mxfp4", 1, 2)),
+    ],
+)
 def test_single_ctas_and_short_rings_give_the_same_bits(
-    cta_group: int, ring_tiles: int | None, monkeypatch: pytest.MonkeyPatch
+    recipe: str, cta_group: int, ring_tiles: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = Layer("nvfp4_nvfp4", tokens=40, hidden=128, intermediate=128, experts=6)
+    layer = Layer(recipe, tokens=40, hidden=128, intermediate=128, experts=6)
     expected = layer.run()
     change_kernels(monkeypatch, cta_group=cta_group, **({"ring_tiles": ring_tiles} if ring_tiles else {}))
     assert torch.equal(layer.run(), expected)
