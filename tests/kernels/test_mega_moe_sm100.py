@@ -179,7 +179,7 @@ def test_activations_and_biases(recipe: str, name: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_top_k_weights_before_requantisation(recipe: str) -> None:
     layer = Layer(recipe, tokens=10, activation=ActivationSpec(clamp=3.0), bias=True, stage="before_requant")
-    layer.topk_weights[0] = torch.tensor([2.0**-12, -0.75])  # second-level scales follow the weight
+    layer.topk_weights[0] = torch.tensor([2.0**-12, -(2.0**-13)])  # second-level scales follow the weight
     layer.topk_weights[1, 0] = 0
     y = layer.run()
     assert_right(layer, y)
