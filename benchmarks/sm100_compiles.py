@@ -132,9 +132,9 @@ def compile_one(build: Build, source: str) -> dict[str, Any]:
         "registers": resources.registers,
         "spill_bytes": resources.spill_stores + resources.spill_loads,
         "stack_bytes": resources.stack_frame + resources.local,
-        "compile_s": artifact.compile_s,
-        "cpu_s": cpu_s,
-        "cubin_kib": len(artifact.cubin) / 1024,
+        "compile_s": round(artifact.compile_s, 3),
+        "cpu_s": round(cpu_s, 3),
+        "cubin_kib": round(len(artifact.cubin) / 1024, 1),
     }
 
 
@@ -155,7 +155,8 @@ def grouped(raw: dict[str, dict[str, Any]], columns: tuple[Column, ...]) -> tupl
 def store(raw: dict[str, dict[str, Any]]) -> None:
     """Write the raw file, the record and its summary."""
     unfinished = RESULTS / f"{RAW}.tmp"
-    unfinished.write_text(json.dumps(raw, indent=0) + "\n")
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in raw.items())
+    unfinished.write_text(f"{{\n{lines}\n}}\n")
     unfinished.replace(RESULTS / RAW)
     title = "Blackwell kernels as NVRTC compiles them"
     for name, columns in (("sm100_compiles", COLUMNS), ("sm100_compiles_summary", SUMMARY_COLUMNS)):
