@@ -88,7 +88,7 @@ class Layer:
 def demo(
     *,
     hidden: Annotated[int, typer.Option(help="Model width.")] = 512,
-    intermediate: Annotated[int, typer.Option(help="Expert width after gating.")] = 512,
+    intermediate: Annotated[int, typer.Option(help="Expert width after gating.")] = 256,
     experts: Annotated[int, typer.Option(help="Number of experts.")] = 8,
     topk: Annotated[int, typer.Option(help="Experts for each token.")] = 2,
     tokens: Annotated[int, typer.Option(help="Tokens of the call.")] = 32,
