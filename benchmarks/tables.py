@@ -53,7 +53,8 @@ def _show(column: Column, value: Cell) -> str:
 
 
 def recipes_table(results: Mapping[str, Result]) -> str:
-    """Return what each recipe has on each target: one that ran on hardware, one that compiles, or none."""
+    """Return what each recipe has on each target: a kernel that ran on hardware, in the emulator, or only compiles."""
+    from benchmarks.sm100_cases import ARCH as EMULATED_ARCH
     from megamoe_jit.arch import ARCHS
     from megamoe_jit.cli.support import support_of
     from megamoe_jit.recipes.recipe import RECIPES
@@ -63,6 +64,10 @@ def recipes_table(results: Mapping[str, Result]) -> str:
         for result in results.values()
         for row in result.rows
     }
+    emulated = {
+        (row["recipe"], EMULATED_ARCH)
+        for row in (results["sm100_correctness"].rows if "sm100_correctness" in results else ())
+    }
     targets = list(ARCHS)
 
     def cell(recipe: str, arch: str) -> str:
@@ -70,7 +75,9 @@ def recipes_table(results: Mapping[str, Result]) -> str:
         if not support.has_kernel:
             return "reference" if support.is_target else "-"
         device = tested.get((recipe, arch))
-        return f"tested on {device}" if device else "compiles"
+        if device:
+            return f"tested on {device}"
+        return "emulated" if (recipe, arch) in emulated else "compiles"
 
     rows = ([f"`{recipe}`", *(cell(recipe, arch) for arch in targets)] for recipe in RECIPES)
     return markdown_table(("Recipe", *targets), rows)

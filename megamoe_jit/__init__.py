@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from megamoe_jit.formats.block_scaled import quantize_to_nvfp4 as quantize_to_nvfp4
     from megamoe_jit.formats.block_scaled import quantize_weight_to_nvfp4 as quantize_weight_to_nvfp4
     from megamoe_jit.formats.moe_weights import MoeWeights as MoeWeights
+    from megamoe_jit.ops.gemm import nvfp4_grouped_gemm as nvfp4_grouped_gemm
+    from megamoe_jit.ops.gemm import scaled_grouped_gemm as scaled_grouped_gemm
     from megamoe_jit.ops.moe import MegaMoE as MegaMoE
     from megamoe_jit.ops.moe import fp8_nvfp4_mega_moe as fp8_nvfp4_mega_moe
     from megamoe_jit.ops.moe import get_symm_buffer_for_nvfp4_mega_moe as get_symm_buffer_for_nvfp4_mega_moe
@@ -73,11 +75,13 @@ _EXPORTS = {
     "get_recipe": "megamoe_jit.recipes.recipe",
     "get_symm_buffer_for_nvfp4_mega_moe": "megamoe_jit.ops.moe",
     "list_recipes": "megamoe_jit.recipes.recipe",
+    "nvfp4_grouped_gemm": "megamoe_jit.ops.gemm",
     "quantize_to_fp8": "megamoe_jit.formats.block_scaled",
     "quantize_to_mxfp4": "megamoe_jit.formats.block_scaled",
     "quantize_to_mxfp8": "megamoe_jit.formats.block_scaled",
     "quantize_to_nvfp4": "megamoe_jit.formats.block_scaled",
     "quantize_weight_to_nvfp4": "megamoe_jit.formats.block_scaled",
+    "scaled_grouped_gemm": "megamoe_jit.ops.gemm",
     "stage_tokens": "megamoe_jit.ops.moe",
     "transform_nvfp4_weights_for_mega_moe": "megamoe_jit.ops.weights",
     "transform_weights": "megamoe_jit.ops.weights",
@@ -110,11 +114,13 @@ __all__ = [
     "get_recipe",
     "get_symm_buffer_for_nvfp4_mega_moe",
     "list_recipes",
+    "nvfp4_grouped_gemm",
     "quantize_to_fp8",
     "quantize_to_mxfp4",
     "quantize_to_mxfp8",
     "quantize_to_nvfp4",
     "quantize_weight_to_nvfp4",
+    "scaled_grouped_gemm",
     "stage_tokens",
     "transform_nvfp4_weights_for_mega_moe",
     "transform_weights",

@@ -26,6 +26,9 @@ _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(?:#[^)]*)?\)")
 _PATH = re.compile(r"`((?:benchmarks|cache|docs|examples|megamoe_jit|templates|tests)/[\w./-]*)`")
 
 
+_TEST = re.compile(r"`(test_\w+)`")
+
+
 def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
@@ -106,6 +109,14 @@ def test_links_and_named_files_lead_somewhere(page: Path) -> None:
     text = page.read_text()
     assert [link for link in _LINK.findall(text) if not (page.parent / link).exists()] == []
     assert [path for path in _PATH.findall(text) if not (ROOT / path).exists()] == []
+
+
+def test_tests_that_pages_name_exist() -> None:
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    known = set(re.findall(r"^def (test_\w+)\(", sources, re.MULTILINE))
+    named = {name for page in ALL_PAGES for name in _TEST.findall(page.read_text())}
+    assert named
+    assert named - known == set()
 
 
 def test_the_index_has_every_page() -> None:

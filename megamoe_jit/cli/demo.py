@@ -87,14 +87,14 @@ class Layer:
 
 def demo(
     *,
-    hidden: Annotated[int, typer.Option(help="Model width.")] = 1024,
-    intermediate: Annotated[int, typer.Option(help="Expert width after gating.")] = 512,
+    hidden: Annotated[int, typer.Option(help="Model width.")] = 512,
+    intermediate: Annotated[int, typer.Option(help="Expert width after gating.")] = 256,
     experts: Annotated[int, typer.Option(help="Number of experts.")] = 8,
     topk: Annotated[int, typer.Option(help="Experts for each token.")] = 2,
-    tokens: Annotated[int, typer.Option(help="Tokens of the call.")] = 64,
+    tokens: Annotated[int, typer.Option(help="Tokens of the call.")] = 32,
     recipe: Annotated[str | None, typer.Option(help="A recipe. Default: the target's for NVFP4 weights.")] = None,
     arch: Annotated[
-        str | None, typer.Option(help="Target to compile for. Default: this machine's GPU, else sm_90a.")
+        str | None, typer.Option(help="Target to compile for. Default: this machine's GPU, else sm_100f.")
     ] = None,
     backend: BackendOption = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, tokens and routing.")] = 0,
@@ -102,13 +102,14 @@ def demo(
 ) -> None:
     """Compile the kernels of a random layer, run it on this machine, and compare with the float64 reference.
 
-    On a GPU of the target the kernels run there, elsewhere in the emulator, which executes their PTX on the CPU.
+    On a GPU of the target the kernels run there, elsewhere in the emulator, which executes their PTX on the CPU: by
+    default those for the GPU at hand, and without one the Blackwell kernel (nvfp4_nvfp4, sm_100f).
     """
     start = time.perf_counter()
-    from megamoe_jit.cli.target import target_arch
+    from megamoe_jit.cli.target import EMULATED_ARCH, target_arch
     from megamoe_jit.recipes import Problem, default_recipe, get_recipe
 
-    target = target_arch(arch)
+    target = target_arch(arch, without_gpu=EMULATED_ARCH)
     chosen = get_recipe(recipe) if recipe else default_recipe(target)
     problem = Problem(
         hidden=hidden, intermediate=intermediate, num_experts=experts, num_topk=topk, max_tokens_per_rank=max(tokens, 1)
@@ -231,7 +232,7 @@ def describe_tensor_maps(moe: MegaMoE) -> list[str]:
 
     if moe.backend == "reference":
         return []
-    plan = moe_plan(moe.sym_buffer, moe.activation, fast_math=moe.fast_math)
+    plan = moe_plan(moe.sym_buffer, moe.activation, fast_math=moe.fast_math, topk_weight_stage=moe.topk_weight_stage)
     plan.bind(moe.l1, moe.l2)
     return [f"{name}: {tensor_map.describe()}" for name, tensor_map in plan.tensor_maps()]
 

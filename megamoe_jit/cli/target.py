@@ -5,6 +5,7 @@ from __future__ import annotations
 from megamoe_jit.errors import UnsupportedError
 
 DEFAULT_ARCH = "sm_90a"
+EMULATED_ARCH = "sm_100f"  # of commands that run kernels, on a machine that has no GPU for them
 
 
 def device_arch() -> str | None:
@@ -21,8 +22,8 @@ def device_arch() -> str | None:
         return None
 
 
-def target_arch(given: str | None = None) -> str:
-    """Return the target `given` (checked), else that of this machine's GPU, else sm_90a."""
+def target_arch(given: str | None = None, *, without_gpu: str = DEFAULT_ARCH) -> str:
+    """Return the target `given` (checked), else that of this machine's GPU, else `without_gpu`."""
     from megamoe_jit.arch import get_arch
 
-    return get_arch(given).name if given else device_arch() or DEFAULT_ARCH
+    return get_arch(given).name if given else device_arch() or without_gpu

@@ -22,7 +22,7 @@ def trace(
     tokens: Annotated[int, typer.Option(help="Tokens of the call.")] = 16,
     recipe: Annotated[str | None, typer.Option(help="A recipe. Default: the target's for NVFP4 weights.")] = None,
     arch: Annotated[
-        str | None, typer.Option(help="Target to compile for. Default: this machine's GPU, else sm_90a.")
+        str | None, typer.Option(help="Target to compile for. Default: this machine's GPU, else sm_100f.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, tokens and routing.")] = 0,
     as_json: JsonOption = False,
@@ -32,13 +32,13 @@ def trace(
     Time is virtual: it shows what waits for what, not how long it takes on a GPU.
     """
     from megamoe_jit.cli.demo import call, random_layer
-    from megamoe_jit.cli.target import target_arch
+    from megamoe_jit.cli.target import EMULATED_ARCH, target_arch
     from megamoe_jit.ops import MegaMoE
     from megamoe_jit.recipes import Problem, default_recipe, get_recipe
     from megamoe_jit.runtime.backend import resolve_backend
     from megamoe_jit.runtime.emulated import emulated_backend
 
-    target = target_arch(arch)
+    target = target_arch(arch, without_gpu=EMULATED_ARCH)
     chosen = get_recipe(recipe) if recipe else default_recipe(target)
     problem = Problem(
         hidden=hidden, intermediate=intermediate, num_experts=experts, num_topk=topk, max_tokens_per_rank=max(tokens, 1)

@@ -1,4 +1,4 @@
-"""The activation between the two GEMMs of an expert."""
+"""The activation between the two GEMMs of an expert, and where the top-k weight comes in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from typing import Literal, get_args
 from megamoe_jit.errors import ArgumentError
 
 ActivationKind = Literal["swiglu", "gelu", "relu2"]
+# Where the top-k weight multiplies: an expert's result, or the activation's result before it is quantised.
+TopkWeightStage = Literal["after_l2", "before_requant"]
+
+
+def check_topk_weight_stage(stage: str) -> None:
+    """Raise ArgumentError for a stage that does not exist."""
+    if stage not in get_args(TopkWeightStage):
+        raise ArgumentError(f"topk_weight_stage={stage!r} is unknown. Use 'after_l2' or 'before_requant'.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

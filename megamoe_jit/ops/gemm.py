@@ -79,12 +79,13 @@ def scaled_grouped_gemm(
     num_tokens, num_experts, n, k = _check_codes(tokens, weights, kind)
     tokens_sf, weights_sf = _check_sf(tokens_sf, weights_sf, num_experts, n, k, kind)
     offs = _check_offs(offs, num_tokens, num_experts, tokens.device)
-    if alphas is not None and (alphas.dtype != torch.float32 or alphas.shape != (num_experts,)):
-        raise ArgumentError(
-            f"alphas is {alphas.dtype} {list(alphas.shape)}, and one float32 for each of {num_experts} experts is "
-            "needed. Multiply both operands' global scales."
-        )
-    y = torch.empty(num_tokens, n, dtype=torch.bfloat16, device=tokens.device) if out is None else _check_out(out, n)
+    _check_sf_rows(tokens_sf, offs, -(-k // (4 * kind.gran_k)))
+    if alphas is not None:
+        _check_alphas(alphas, num_experts, tokens.device)
+    if out is None:
+        y = torch.empty(num_tokens, n, dtype=torch.bfloat16, device=tokens.device)
+    else:
+        y = _check_out(out, num_tokens, n, tokens.device)
     if num_tokens == 0:
         return y
     config = gemm_config(
@@ -167,6 +168,12 @@ def run_nvfp4_grouped_gemm(
             f"b has shape {list(b.shape)} and strides {b.stride()}, but [experts, K/2, N] with stride 1 along K is "
             "needed. Call make_b_k_major(b)."
         )
+    for name, scale in (("global_scale_a", global_scale_a), ("global_scale_b", global_scale_b)):
+        if scale.ndim > 1 or scale.numel() not in (1, b.shape[0]):
+            raise ArgumentError(
+                f"{name} has {scale.numel()} values, and one for each of {b.shape[0]} experts or one for all is "
+                "needed. Pass what the quantiser returned."
+            )
     alphas = (global_scale_a.float() * global_scale_b.float()).expand(b.shape[0]).contiguous()
     return nvfp4_grouped_gemm(a, b.transpose(1, 2), sfa, sfb, offs, alphas=alphas)
 
@@ -232,7 +239,33 @@ def _check_offs(offs: Tensor, num_tokens: int, num_experts: int, device: torch.d
     return offs
 
 
-def _check_out(out: Tensor, n: int) -> Tensor:
+def _check_sf_rows(tokens_sf: Tensor, offs: Tensor, words: int) -> None:
+    """Hold the number of 128-row blocks to the experts' tokens, where reading them waits for no GPU."""
+    if offs.is_cuda:
+        return
+    blocks = int(((offs.diff(prepend=offs.new_zeros(1)) + 127) // 128).sum())
+    if len(tokens_sf) != blocks * words:
+        raise ArgumentError(
+            f"tokens_sf has {len(tokens_sf) // words * 128} rows, but the experts' tokens, each expert's padded to a "
+            f"multiple of 128, take {blocks * 128}. Use assemble_scales_2d_side(...) of each expert's scale factors."
+        )
+
+
+def _check_alphas(alphas: Tensor, num_experts: int, device: torch.device) -> None:
+    if alphas.dtype != torch.float32 or alphas.shape != (num_experts,) or not alphas.is_contiguous():
+        raise ArgumentError(
+            f"alphas is {alphas.dtype} {list(alphas.shape)}, and one float32 for each of {num_experts} experts is "
+            "needed. Multiply both operands' global scales."
+        )
+    if alphas.device != device:
+        raise ArgumentError(f"alphas is on {alphas.device}, but tokens are on {device}. Move it there.")
+
+
+def _check_out(out: Tensor, num_tokens: int, n: int, device: torch.device) -> Tensor:
+    if out.device != device:
+        raise ArgumentError(f"out is on {out.device}, but tokens are on {device}. Make it there.")
+    if out.ndim == 2 and out.shape[0] != num_tokens:
+        raise ArgumentError(f"out has {out.shape[0]} rows, and there are {num_tokens} tokens. Make it as long.")
     if out.dtype != torch.bfloat16 or out.ndim != 2 or out.shape[1] != n or out.stride(1) != 1 or out.stride(0) % 8:
         raise ArgumentError(
             f"out is {out.dtype} {list(out.shape)} with strides {out.stride()}, but bfloat16 [num_tokens, {n}], dense "

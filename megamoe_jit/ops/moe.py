@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megamoe_jit.arch import Arch, get_arch
 from megamoe_jit.errors import ArgumentError
-from megamoe_jit.formats.activation import ActivationSpec
+from megamoe_jit.formats.activation import ActivationSpec, TopkWeightStage, check_topk_weight_stage
 from megamoe_jit.formats.moe_weights import MoeWeights
 from megamoe_jit.ops.checks import (
     as_activation,
@@ -31,7 +31,7 @@ from megamoe_jit.ops.checks import (
 from megamoe_jit.ops.plan import AnyMoePlan, MoePlan, moe_plan, staging_plan
 from megamoe_jit.ops.tokens import quantize_tokens, token_values
 from megamoe_jit.ops.weights import TransformedWeights, transform_weights, untransform_weights
-from megamoe_jit.recipes.choose import check_pair, check_target
+from megamoe_jit.recipes.choose import check_pair, check_stage, check_target
 from megamoe_jit.recipes.problem import MAX_TOKENS_PER_RANK, Problem
 from megamoe_jit.recipes.recipe import Recipe, default_recipe, get_recipe
 from megamoe_jit.runtime.backend import resolve_backend
@@ -142,6 +142,7 @@ def fp8_nvfp4_mega_moe(
     activation_alpha: float = 1.0,
     activation_up_bias: float = 0.0,
     routed_scaling_factor: float = 1.0,
+    topk_weight_stage: TopkWeightStage = "after_l2",
     backend: str | None = None,
 ) -> Tensor:
     """Run the fused MoE on the tokens in `sym_buffer`: y = routed_scaling_factor x sum of weight x expert(token).
@@ -163,6 +164,8 @@ def fp8_nvfp4_mega_moe(
         activation_alpha: factor of the gate inside SwiGLU's sigmoid.
         activation_up_bias: added to up.
         routed_scaling_factor: multiplies the sum over slots, in FP32.
+        topk_weight_stage: "after_l2" multiplies an expert's result by the top-k weight, in FP32; "before_requant" the
+            activation's result before it is quantised (and the bias of L2 where it is added): Blackwell recipes only.
         backend: "cuda", "emulator" or "reference"; by default that of the tensors' device.
 
     Rounding, in order (fp8_nvfp4 | bf16_nvfp4): weights to E4M3 | none; activation to E4M3 per 128 | BF16; partials
@@ -177,6 +180,7 @@ def fp8_nvfp4_mega_moe(
     check_output(y, sym_buffer)
     check_stats(cumulative_local_expert_recv_stats, sym_buffer)
     routed_scaling_factor = check_factor(routed_scaling_factor)
+    check_topk_weight_stage(topk_weight_stage)
     if resolve_backend(backend, sym_buffer.device) == "reference":
         check_weights(l1_weights, l2_weights, sym_buffer, spec)
         num_tokens = y.shape[0]
@@ -189,6 +193,7 @@ def fp8_nvfp4_mega_moe(
             recipe=sym_buffer.recipe,
             activation=spec,
             routed_scaling_factor=routed_scaling_factor,
+            topk_weight_stage=topk_weight_stage,
             expert_offset=sym_buffer.experts_start_idx,
             x_is_rounded=True,
             recv_stats=cumulative_local_expert_recv_stats,
@@ -196,7 +201,8 @@ def fp8_nvfp4_mega_moe(
         )
         sym_buffer.num_staged = None
         return y
-    plan = moe_plan(sym_buffer, spec, fast_math=bool(fast_math))
+    check_stage(topk_weight_stage, sym_buffer.recipe)
+    plan = moe_plan(sym_buffer, spec, fast_math=bool(fast_math), topk_weight_stage=topk_weight_stage)
     plan.bind(l1_weights, l2_weights)
     _launch(plan, y, cumulative_local_expert_recv_stats, routed_scaling_factor)
     return y
@@ -224,6 +230,7 @@ class MegaMoE:
         activation_clamp: clamp of a named activation.
         fast_math: approximate exponential and reciprocal in the activation.
         routed_scaling_factor: multiplies the sum over slots.
+        topk_weight_stage: "after_l2", or "before_requant" (Blackwell recipes): where the top-k weight multiplies.
         backend: "cuda", "emulator" or "reference"; by default that of the weights' device.
         arch: compile target; that of the device when None.
         sym_buffer: a buffer to share with other layers; else the layer makes its own.
@@ -242,6 +249,7 @@ class MegaMoE:
         activation_clamp: float | None = None,
         fast_math: bool = True,
         routed_scaling_factor: float = 1.0,
+        topk_weight_stage: TopkWeightStage = "after_l2",
         backend: str | None = None,
         arch: str | Arch | None = None,
         sym_buffer: SymmBuffer | None = None,
@@ -271,6 +279,10 @@ class MegaMoE:
         self.activation = as_activation(activation, clamp=activation_clamp)
         self.fast_math = bool(fast_math)
         self.routed_scaling_factor = check_factor(routed_scaling_factor)
+        check_topk_weight_stage(topk_weight_stage)
+        if self.backend != "reference":
+            check_stage(topk_weight_stage, chosen)
+        self.topk_weight_stage = topk_weight_stage
         check_gate(self.l1, self.activation)
         if sym_buffer is not None:
             check_shared_buffer(sym_buffer, num_topk, max_tokens_per_rank)
@@ -327,6 +339,7 @@ class MegaMoE:
                 recv_stats,
                 activation=self.activation,
                 routed_scaling_factor=self.routed_scaling_factor,
+                topk_weight_stage=self.topk_weight_stage,
                 backend=self.backend,
             )
         if recv_stats is not None:
@@ -361,7 +374,9 @@ class MegaMoE:
         self._last_look = look
 
     def _plan_for(self, buffer: SymmBuffer) -> AnyMoePlan:
-        self._plan = moe_plan(buffer, self.activation, fast_math=self.fast_math)
+        self._plan = moe_plan(
+            buffer, self.activation, fast_math=self.fast_math, topk_weight_stage=self.topk_weight_stage
+        )
         return self._plan
 
     def _buffer_for(self, topk_idx: Tensor) -> SymmBuffer:

@@ -14,7 +14,7 @@ from torch import Tensor
 from megamoe_jit import env
 from megamoe_jit.arch import MmaGeneration
 from megamoe_jit.errors import ArgumentError, MegaMoeError
-from megamoe_jit.formats.activation import ActivationSpec
+from megamoe_jit.formats.activation import ActivationSpec, TopkWeightStage
 from megamoe_jit.jit.build import build
 from megamoe_jit.ops.checks import check_weights
 from megamoe_jit.ops.plan_sm100 import Sm100MoePlan, Sm100StagingPlan
@@ -271,14 +271,22 @@ def staging_plan(buffer: SymmBuffer) -> StagingPlan | Sm100StagingPlan:
     return plan
 
 
-def moe_plan(buffer: SymmBuffer, activation: ActivationSpec, *, fast_math: bool) -> AnyMoePlan:
+def moe_plan(
+    buffer: SymmBuffer,
+    activation: ActivationSpec,
+    *,
+    fast_math: bool,
+    topk_weight_stage: TopkWeightStage = "after_l2",
+) -> AnyMoePlan:
     """Return the fused launches of `buffer` for an activation, prepared when first asked for; not inside a capture."""
-    key = (activation, fast_math)
+    key = (activation, fast_math, topk_weight_stage)
     plan: AnyMoePlan | None = buffer.plans.get(key)
     if plan is None:
         check_target(buffer.recipe, buffer.arch)
         _refuse_capture(open_backend(buffer.device))
-        problem = replace(buffer.problem, activation=activation, fast_math=fast_math)
+        problem = replace(
+            buffer.problem, activation=activation, fast_math=fast_math, topk_weight_stage=topk_weight_stage
+        )
         is_sm100 = buffer.recipe.generation is MmaGeneration.TCGEN05
         plan = buffer.plans[key] = Sm100MoePlan(buffer, problem) if is_sm100 else MoePlan(buffer, problem)
     return plan

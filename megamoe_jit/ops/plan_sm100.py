@@ -224,7 +224,7 @@ class Sm100MoePlan:
             element = TmaElement.U8 if shapes.is_fp8 else TmaElement.PACKED_U4
             box = (config.load_n, config.kind.block_k)
             maps[name] = tensor_map_for(codes, box=box, swizzle=Swizzle.B128, element=element)
-            words = atoms * layout.num_words
+            words = atoms * shapes.ring_words(layout)
             sf = self.workspace.part(f"{name}_sf", words * 512).view(torch.int32).view(words, 128)
             maps[f"{name}_sf"] = tensor_map_for(sf, box=(config.sf_words, 128))
         return maps

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from megamoe_jit.arch import Arch, MmaGeneration, get_arch
 from megamoe_jit.errors import UnsupportedError
+from megamoe_jit.formats.activation import TopkWeightStage
 from megamoe_jit.recipes import sm90, sm100
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.recipe import RECIPES, Element, Recipe, get_recipe
@@ -52,6 +53,15 @@ def check_target(recipe: str | Recipe, arch: str | Arch) -> tuple[Recipe, Arch]:
     return recipe, arch
 
 
+def check_stage(stage: TopkWeightStage, recipe: Recipe) -> None:
+    """Raise UnsupportedError unless kernels of `recipe` multiply by the top-k weight at `stage`."""
+    if stage != "after_l2" and recipe.generation is not MmaGeneration.TCGEN05:
+        raise UnsupportedError(
+            f"topk_weight_stage={stage!r} has no kernel for recipe {recipe.name}: Hopper kernels multiply by the top-k "
+            'weight after L2. Leave it at "after_l2", choose a Blackwell recipe, or use backend="reference".'
+        )
+
+
 def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
     """Return the token tile for a call of `num_tokens` tokens a rank: the family's rule."""
     if recipe.generation is MmaGeneration.TCGEN05:
@@ -70,6 +80,7 @@ def config_for_tile(problem: Problem, recipe: Recipe, arch: Arch, block_n: int) 
     """Return the build for one token tile with as many stages as fit; raises UnsupportedError when none does."""
     if recipe.generation is MmaGeneration.TCGEN05:
         return sm100.config_for_tile(problem, recipe, arch, block_n)
+    check_stage(problem.topk_weight_stage, recipe)
     return sm90.config_for_tile(problem, recipe, arch, block_n)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from megamoe_jit.errors import ArgumentError
-from megamoe_jit.formats.activation import ActivationSpec
+from megamoe_jit.formats.activation import ActivationSpec, TopkWeightStage, check_topk_weight_stage
 
 MAX_TOKENS_PER_RANK = 65536
 
@@ -28,9 +28,11 @@ class Problem:
     activation: ActivationSpec = field(default_factory=ActivationSpec)
     fast_math: bool = True
     topk_idx_bytes: int = 8
+    topk_weight_stage: TopkWeightStage = "after_l2"
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_topk_weight_stage(self.topk_weight_stage)
         for name, low, high in (
             ("hidden", 1, 65536),
             ("intermediate", 1, 65536),

@@ -81,6 +81,18 @@ class Sm100Shapes:
         return k if self.is_fp8 else k // 2
 
     @property
+    def sf_words(self) -> int:
+        """Words of four scale factors along K in a stage."""
+        return self.kind.block_k // (4 * self.kind.gran_k)
+
+    def ring_words(self, layout: Sm100WeightLayout) -> int:
+        """Return the words along K that the rings hold of a row block: whole stages.
+
+        A stage's load then never meets the next token tile's words, which others may be writing.
+        """
+        return round_up(layout.num_words, self.sf_words)
+
+    @property
     def hidden_k(self) -> int:
         """Hidden as L1's K."""
         return self.layouts()[0].padded_k
@@ -114,7 +126,7 @@ class Sm100Shapes:
         """Return the ring's length: all token tiles, or as many as its memory may hold; a multiple of two waves."""
         l1, l2 = self.layouts()
         codes = block_n * (self.row_bytes(l1.padded_k) + self.row_bytes(l2.padded_k))
-        scales = -(-block_n // 128) * (l1.num_words + l2.num_words) * _ATOM_BYTES
+        scales = -(-block_n // 128) * (self.ring_words(l1) + self.ring_words(l2)) * _ATOM_BYTES
         fitting = _RING_BYTES // (codes + scales) // 2 * 2
         return max(2, min(round_up(self.max_token_tiles(block_n), 2), fitting))
 
@@ -129,9 +141,9 @@ class Sm100Shapes:
         counters = max(self.max_token_tiles(n) for n in TOKEN_TILES) * 4
         return struct_layout(
             ("tokens", ring_rows * self.row_bytes(l1.padded_k), 1024),
-            ("tokens_sf", ring_atoms * l1.num_words * _ATOM_BYTES, 1024),
+            ("tokens_sf", ring_atoms * self.ring_words(l1) * _ATOM_BYTES, 1024),
             ("acts", ring_rows * self.row_bytes(l2.padded_k), 1024),
-            ("acts_sf", ring_atoms * l2.num_words * _ATOM_BYTES, 1024),
+            ("acts_sf", ring_atoms * self.ring_words(l2) * _ATOM_BYTES, 1024),
             ("routed", self.slots * 4, 1024),
             ("routed_sf", self.slots * 4, 1024),
             ("routed_weights", self.slots * 4, 1024),
@@ -172,7 +184,6 @@ class Sm100Config:
     num_stages: int
     ring_tiles: int
     scale_vec: bool = False
-    weighs_before_requant: bool = False
 
     kernel_name = "mega_moe_sm100"
     entry = "mega_moe/sm100.cuh"
@@ -201,7 +212,7 @@ class Sm100Config:
     @property
     def sf_words(self) -> int:
         """Words of four scale factors along K in a stage."""
-        return self.kind.block_k // (4 * self.kind.gran_k)
+        return self.shapes.sf_words
 
     @property
     def token_atoms(self) -> int:
@@ -283,6 +294,8 @@ class Sm100Config:
             "l2_rows": l2.total_rows,
             "l1_k_words": l1.num_words,
             "l2_k_words": l2.num_words,
+            "l1_ring_words": sizes.ring_words(l1),
+            "l2_ring_words": sizes.ring_words(l2),
             "source_row_bytes": sizes.row_bytes(p.hidden),
             "source_groups": -(-p.hidden // kind.gran_k),
             "token_row_bytes": sizes.row_bytes(l1.padded_k),
@@ -294,7 +307,7 @@ class Sm100Config:
             "min_amax": MIN_AMAX,
             "forecast_rms": float(_FORECAST_RMS),
             "forecast_factor": float(_FORECAST_FACTOR),
-            "weighs_before_requant": self.weighs_before_requant,
+            "weighs_before_requant": p.topk_weight_stage == "before_requant",
             "param_bytes": MEGA_MOE_SM100_PARAMS.num_bytes(num_ranks=p.num_ranks),
         }
 

@@ -8,6 +8,8 @@ on it, as long as the block scale factors stay inside UE4M3's normal range (2^-6
     gate  = rms N_gate + B_gate        N = alpha x root mean square length of the expert's weight rows
     up    = rms N_up + B_up + |up_bias|  B = root mean square of its biases
     scale = 2^floor(log2(gate up / 8)), inside 2^-100 .. 2^100; without a gate up is gate
+
+Activations that are multiplied by their top-k weight before they are quantised have |gate up weight / 8| in it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ def row_norm(values: Tensor, alpha: Tensor) -> Tensor:
 
 
 def foresee_acts_scale(
-    token_scale: Tensor, l1: Tensor, row_alphas: Tensor, bias: Tensor | None, activation: ActivationSpec
+    token_scale: Tensor,
+    l1: Tensor,
+    row_alphas: Tensor,
+    bias: Tensor | None,
+    activation: ActivationSpec,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Return float32 [T]: the scale of each token's activations at one expert.
 
@@ -38,6 +45,7 @@ def foresee_acts_scale(
         row_alphas: float [rows], the alpha of each row (one for gate, one for up).
         bias: float [rows], or None.
         activation: ActivationSpec.
+        weight: float [T], what the activations are multiplied by, or None.
     """
     rms = _TOKEN_RMS * token_scale.double()
     halves = 2 if activation.gated else 1
@@ -54,4 +62,6 @@ def foresee_acts_scale(
     if activation.gated:
         up = up + abs(activation.up_bias)
     product = gate * up * _BLOCK_FACTOR
+    if weight is not None:
+        product = (product * weight.double()).abs()
     return torch.exp2(product.log2().floor()).clamp(_SMALLEST, _LARGEST).float()

@@ -215,7 +215,9 @@ def moe_reference(
                 hidden = hidden * topk_weight
             scale = None if l2_act_scales is None else l2_act_scales[expert].float().expand(len(chunk))
             if points.l2_acts == "nvfp4_foreseen":
-                scale = layer.foresee_acts_scale(_token_scales(x, l1_acts)[chunk // num_topk], l1, expert, spec)
+                token_scale = _token_scales(x, l1_acts)[chunk // num_topk]
+                weight = flat_weights[chunk] if before else None
+                scale = layer.foresee_acts_scale(token_scale, l1, expert, spec, weight)
             rounded, l2_acts = round_acts(hidden, points.l2_acts, scale)
             result = gemm_reference(rounded, l2) * layer.l2_alphas[expert]
             if layer.l2_bias is not None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from megamoe_jit.errors import ArgumentError
+from megamoe_jit.formats.activation import TopkWeightStage, check_topk_weight_stage
 
 ActsRounding = Literal[
     "bf16", "fp8_token", "fp8_128", "mxfp8", "mxfp4", "nvfp4_token", "nvfp4_static", "nvfp4_foreseen"
 ]
 WeightsRounding = Literal["e4m3_product", "mxfp4_requantize", "mxfp4_max"]
-TopkWeightStage = Literal["after_l2", "before_requant"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,10 +52,7 @@ class RoundingPoints:
 
     def __post_init__(self) -> None:
         """Refuse a top-k stage that does not exist, with ArgumentError."""
-        if self.topk_weight_stage not in ("after_l2", "before_requant"):
-            raise ArgumentError(
-                f"topk_weight_stage={self.topk_weight_stage!r} is unknown. Use 'after_l2' or 'before_requant'."
-            )
+        check_topk_weight_stage(self.topk_weight_stage)
 
     @classmethod
     def exact(cls) -> RoundingPoints:

@@ -19,9 +19,9 @@ struct Params {
     uint64_t sym_block_sf;      // [max tokens][kSourceGroups]: block scale factors of staged tokens
     // Workspace of this rank. The ring holds kRingTiles token tiles; counters are zero between calls.
     uint8_t* tokens;            // ring of staged tokens: [rows][kTokenRowBytes]
-    uint32_t* tokens_sf;        // their scale factors as UTCCP atoms: [ring tile][atom][kL1KWords][128]
+    uint32_t* tokens_sf;        // their scale factors as UTCCP atoms: [ring tile][atom][kL1RingWords][128]
     uint8_t* acts;              // ring of activations between the GEMMs: [rows][kActRowBytes]
-    uint8_t* acts_sf;           // [ring tile][atom][kL2KWords][512 bytes]
+    uint8_t* acts_sf;           // [ring tile][atom][kL2RingWords][512 bytes]
     uint32_t* routed;           // [slots]: token * top-k + slot, sorted by expert
     float* routed_sf;           // [slots]: second-level scale of each routed token (NVFP4)
     float* routed_weights;      // [slots]: its top-k weight

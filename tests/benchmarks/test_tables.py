@@ -80,6 +80,16 @@ def test_support_is_hardware_tested_only_where_a_record_says_so() -> None:
     assert "| `fp8_nvfp4` | compiles | - |" in recipes_table({"accuracy": on_cpu})
     assert "| `bf16_nvfp4` | compiles | - |" in recipes_table({"accuracy": tested})
     assert "| `nvfp4_nvfp4` | - | compiles |" in recipes_table({})
+    emulated = Result(
+        name="sm100_correctness",
+        title="",
+        columns=(),
+        rows=({"recipe": "nvfp4_nvfp4"},),
+        conditions={"device": "x86_64 CPU", "target": "none"},
+    )
+    table = recipes_table({"sm100_correctness": emulated})
+    assert "| `nvfp4_nvfp4` | - | compiles | emulated | compiles |" in table
+    assert "| `mxfp4_mxfp4` | - | compiles | compiles | compiles |" in table
 
 
 def test_check_fails_for_a_stale_page_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

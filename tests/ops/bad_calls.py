@@ -26,6 +26,8 @@ KERNEL_ORDER = (
     r"but weights in kernel order are needed\. Pass what transform_nvfp4_weights_for_mega_moe\(l1, l2\) returned"
 )
 STATS = r"but a contiguous torch\.int32 \[4\] on cpu is needed\. Allocate it as torch\.zeros"
+STAGE = r"topk_weight_stage='before_l2' is unknown\. Use 'after_l2' or 'before_requant'\."
+NO_STAGE = r"topk_weight_stage='before_requant' has no kernel for recipe fp8_nvfp4: Hopper kernels .* Leave it at"
 FACTOR = r"but a finite FP32 number is needed\. Pass a float"
 
 
@@ -223,6 +225,13 @@ CALL = [
         "factor not a number", lambda: call(routed_scaling_factor=NOT_A_NUMBER), rf"routed_scaling_factor=nan, {FACTOR}"
     ),
     Bad("factor beyond float32", lambda: call(routed_scaling_factor=1e39), rf"routed_scaling_factor=1e\+39, {FACTOR}"),
+    Bad("unknown stage", lambda: call(topk_weight_stage="before_l2"), STAGE),
+    Bad(
+        "stage without a kernel",
+        lambda: call(topk_weight_stage="before_requant", backend="emulator"),
+        NO_STAGE,
+        UnsupportedError,
+    ),
     Bad("no factor", lambda: call(routed_scaling_factor=None), rf"routed_scaling_factor=None, {FACTOR}"),
     Bad("factor as text", lambda: call(routed_scaling_factor="2"), rf"routed_scaling_factor='2', {FACTOR}"),
     Bad(
@@ -310,6 +319,13 @@ LAYER = [
         "spec and clamp",
         lambda: layer(activation=ActivationSpec(), activation_clamp=1.0),
         r"Put them into the Activation",
+    ),
+    Bad("unknown stage", lambda: layer(topk_weight_stage="before_l2"), STAGE),
+    Bad(
+        "stage without a kernel",
+        lambda: layer(topk_weight_stage="before_requant", backend="emulator"),
+        NO_STAGE,
+        UnsupportedError,
     ),
     Bad("factor as text", lambda: layer(routed_scaling_factor="2"), rf"routed_scaling_factor='2', {FACTOR}"),
     Bad(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -312,6 +313,15 @@ def test_routed_scaling_factor() -> None:
     assert torch.equal(call(routed_scaling_factor=2.5).double(), wanted)
     assert torch.equal(call(routed_scaling_factor=2).double(), oracle("fp8_nvfp4", routed_scaling_factor=2.0))
     assert not torch.equal(wanted, oracle("fp8_nvfp4"))
+
+
+def test_the_stage_of_the_topk_weight() -> None:
+    """Scales are powers of two, so that codes depend on what is multiplied before them."""
+    points = rounding_points("mxfp8_nvfp4", topk_weight_stage="before_requant")
+    wanted = oracle("mxfp8_nvfp4", rounding=points)
+    given: dict[str, Any] = {"recipe": "mxfp8_nvfp4", "topk_weight_stage": "before_requant"}
+    assert torch.equal(layer(**given)(tokens(), *routing()).double(), wanted)
+    assert not torch.equal(wanted, oracle("mxfp8_nvfp4"))
 
 
 ACTIVATIONS = [

@@ -81,6 +81,16 @@ def test_a_plan_has_every_kernel_that_calls_can_need(recipe: str, capacity: int,
     assert all(kernel.problem == problem and kernel.arch.name == "sm_90a" for kernel in kernels)
 
 
+def test_hopper_kernels_weigh_after_l2_only() -> None:
+    problem = replace(LAYER, topk_weight_stage="before_requant")
+    for plan in (plan_kernels, lambda *pair: choose_config(*pair, 1)):
+        with pytest.raises(UnsupportedError, match=r"'before_requant' has no kernel for recipe bf16_nvfp4: Hopper"):
+            plan(problem, "bf16_nvfp4", "sm_90a")
+    _, fused, *_ = plan_kernels(problem, "mxfp8_nvfp4", "sm_100f")
+    assert fused.constants()["weighs_before_requant"]
+    assert not plan_kernels(LAYER, "mxfp8_nvfp4", "sm_100f")[1].constants()["weighs_before_requant"]
+
+
 def test_a_plan_begins_with_the_tile_of_one_token() -> None:
     """With as many slots as experts, each token is one of every expert's; a plan leaves out no tile in between."""
     problem = replace(LAYER, num_experts=16, num_topk=16, max_tokens_per_rank=53)

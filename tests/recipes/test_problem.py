@@ -44,6 +44,7 @@ def test_sizes_are_integers(value: Any) -> None:
         ({"num_ranks": 5}, r"num_experts=32 does not divide among num_ranks=5; .* Add empty experts, or"),
         ({"num_ranks": 73}, r"num_ranks=73, but kernels take an integer from 1 to 72"),
         ({"num_ranks": 0}, r"num_ranks=0, but kernels take an integer from 1 to 72"),
+        ({"topk_weight_stage": "never"}, r"topk_weight_stage='never' is unknown\. Use 'after_l2' or 'before_requant'"),
         ({"topk_idx_bytes": 2}, r"topk_idx_bytes=2, but indices are int32 \(4\) or int64 \(8\)"),
     ],
 )

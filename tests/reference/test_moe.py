@@ -81,16 +81,22 @@ def activate_slowly(l1: np.ndarray, spec: ActivationSpec) -> np.ndarray:
 
 
 def round_with_foreseen_scale(
-    h: np.ndarray, token: torch.Tensor, l1: np.ndarray, alphas: np.ndarray, bias: np.ndarray, spec: ActivationSpec
+    h: np.ndarray,
+    token: torch.Tensor,
+    l1: np.ndarray,
+    alphas: np.ndarray,
+    bias: np.ndarray,
+    spec: ActivationSpec,
+    weight: float,
 ) -> np.ndarray:
-    """NVFP4 with a power of two foreseen from the sizes of token, weights and biases."""
+    """NVFP4 with a power of two foreseen from the sizes of token, weights and biases, and the weight that h has."""
     rms = float(token.double().abs().max()) / 4
     sizes = []
     for part in np.split(np.arange(len(l1)), 1 if spec.kind == "relu2" else 2):
         squares = sum(float(v) ** 2 for v in l1[part].flat) / len(part)
         offset = math.sqrt(sum(float(v) ** 2 for v in bias[part]) / len(part))
         sizes.append(rms * alphas[part[0]] * math.sqrt(squares) + offset)
-    product = sizes[0] * (sizes[0] if spec.kind == "relu2" else sizes[1] + abs(spec.up_bias)) / 8
+    product = sizes[0] * (sizes[0] if spec.kind == "relu2" else sizes[1] + abs(spec.up_bias)) / 8 * abs(weight)
     scale = 2.0 ** math.floor(math.log2(product))
     return quantize_to_nvfp4(torch.from_numpy(h), global_scale=scale).dequantize(torch.float64).numpy()
 
@@ -125,7 +131,7 @@ def moe_slowly(
             gate_up = (l1[e] @ row) * a1[e] + b1[e]
             h = activate_slowly(bf16(gate_up) if points.gate_up else gate_up, spec) * (w if before else 1.0)
             if points.l2_acts == "nvfp4_foreseen":
-                h = round_with_foreseen_scale(h, x[t], l1[e], a1[e], b1[e], spec)
+                h = round_with_foreseen_scale(h, x[t], l1[e], a1[e], b1[e], spec, w if before else 1.0)
             else:
                 h = ROUND[points.l2_acts](h)
             out = (l2[e] @ h) * a2[e] + b2[e] * (w if before else 1.0)

@@ -18,6 +18,7 @@ from megamoe_jit.jit.render import render
 from megamoe_jit.jit.source import KernelDescription
 from megamoe_jit.recipes import Problem, plan_kernels
 from megamoe_jit.recipes.sm90 import Sm90StagingConfig
+from tests.templates import sm100_kernels
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -37,9 +38,16 @@ def kernels(recipe: str, activation: ActivationSpec) -> dict[str, KernelDescript
     return named
 
 
-KERNELS = kernels("fp8_nvfp4", ActivationSpec()) | kernels("bf16_mxfp4", ActivationSpec.swigluoai())
+KERNELS = {
+    **kernels("fp8_nvfp4", ActivationSpec()),
+    **kernels("bf16_mxfp4", ActivationSpec.swigluoai()),
+    **sm100_kernels.golden(),
+}
 # One a template family: other recipes differ in config.cuh only, which has golden files of its own.
-IN_FULL = ("stage_tokens_fp8_nvfp4", "mega_moe_sm90_fp8_nvfp4_n16")
+IN_FULL = (
+    *("stage_tokens_fp8_nvfp4", "mega_moe_sm90_fp8_nvfp4_n16"),
+    *("stage_tokens_sm100_nvfp4_nvfp4", "mega_moe_sm100_nvfp4_nvfp4_n16", "grouped_gemm_nvfp4_nvfp4"),
+)
 
 
 def compare(path: Path, text: str, update: bool) -> None:

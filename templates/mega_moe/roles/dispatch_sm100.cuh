@@ -30,7 +30,7 @@ __device__ __forceinline__ void copy_codes(const uint8_t* source, uint8_t* targe
 
 // Copies a row's scale factors, four a word, to the row's words in the atoms of its token tile: word w to atom w.
 __device__ __forceinline__ void copy_scales(const uint8_t* source, uint32_t* atoms, uint32_t row, uint32_t lane) {
-    uint32_t* target = atoms + row / 128 * (config::kL1KWords * 128) + row % 32 * 4 + row % 128 / 32;
+    uint32_t* target = atoms + row / 128 * (config::kL1RingWords * 128) + row % 32 * 4 + row % 128 / 32;
     for (uint32_t word = lane; word < config::kL1KWords; word += 32) {
         uint32_t value = 0;
         if constexpr (config::kSourceGroups % 4 == 0) {
@@ -67,7 +67,7 @@ __device__ __forceinline__ void dispatch(const mega_moe::Context& ctx, uint32_t 
         const uint8_t* codes = comm::part<const uint8_t>(params.peers, 0, params.sym.tokens) + uint64_t(token) * config::kSourceRowBytes;
         const uint8_t* scales = comm::part<const uint8_t>(params.peers, 0, params.sym_block_sf) + uint64_t(token) * config::kSourceGroups;
         copy_codes(codes, params.tokens + (uint64_t(ring_tile) * config::kBlockN + in_tile) * config::kTokenRowBytes, lane);
-        copy_scales(scales, params.tokens_sf + uint64_t(ring_tile) * (config::kTokenAtoms * config::kL1KWords * 128), in_tile, lane);
+        copy_scales(scales, params.tokens_sf + uint64_t(ring_tile) * (config::kTokenAtoms * config::kL1RingWords * 128), in_tile, lane);
         // The lanes' stores happen before the release through __syncwarp; the loader fences the proxy on its side.
         __syncwarp();
         if (lane == 0) ptx::red_release_gpu_add(&params.tokens_ready[token_tile], 1);

@@ -181,9 +181,9 @@ __device__ __forceinline__ void store_tile(const Epilogue& e, const mega_moe::Ti
             *reinterpret_cast<const uint4*>(e.smem.tile + column * config::kActsTileBytes + piece);
     }
     const uint32_t group = cta_tile * kTileGroups;
-    uint8_t* atoms = params.acts_sf + uint64_t(tile.ring_tile) * (config::kTokenAtoms * config::kL2KWords * 512) + group / 4 * 512 + group % 4;
+    uint8_t* atoms = params.acts_sf + uint64_t(tile.ring_tile) * (config::kTokenAtoms * config::kL2RingWords * 512) + group / 4 * 512 + group % 4;
     for (uint32_t column = e.thread; column < tile.num_rows; column += 128) {
-        uint8_t* target = atoms + column / 128 * (config::kL2KWords * 512) + column % 32 * 16 + column % 128 / 32 * 4;
+        uint8_t* target = atoms + column / 128 * (config::kL2RingWords * 512) + column % 32 * 16 + column % 128 / 32 * 4;
         const uint8_t* source = e.smem.tile_sf[column];
         if constexpr (kTileGroups == 2) {
             *reinterpret_cast<uint16_t*>(target) = *reinterpret_cast<const uint16_t*>(source);

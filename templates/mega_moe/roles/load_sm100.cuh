@@ -12,6 +12,7 @@ namespace roles {
 template <bool kIsL2>
 __device__ __forceinline__ void load_tile(const mega_moe::Context& ctx, const mega_moe::Tile& tile, pipeline::RingCursor& cursor) {
     constexpr uint32_t kKStages = kIsL2 ? config::kL2KStages : config::kL1KStages, kKWords = kIsL2 ? config::kL2KWords : config::kL1KWords;
+    constexpr uint32_t kRingWords = kIsL2 ? config::kL2RingWords : config::kL1RingWords;  // whole stages: no load meets another tile's words
     constexpr uint32_t kRows = kIsL2 ? config::kL2Rows : config::kL1Rows;
     constexpr uint32_t kBytes = config::kBlockM * config::kWeightStageRowBytes + config::kLoadN * 128 + (1 + config::kTokenAtoms) * config::kSfWords * 512;
     const mega_moe::OperandMaps& maps = kIsL2 ? ctx.l2 : ctx.l1;
@@ -31,11 +32,11 @@ __device__ __forceinline__ void load_tile(const mega_moe::Context& ctx, const me
         const uint32_t stage = cursor.stage, word = k * config::kSfWords;
         ptx::tma_load_2d(ptx::smem_address(ctx.smem.weights[stage]), &maps.weights, k * config::kBlockK, tile.expert * kRows + row_in_expert, full);
         ptx::tma_load_2d(ptx::smem_address(ctx.smem.tokens[stage]), &maps.acts, k * config::kBlockK, acts_row, full);
-        // The last stage may take words past the end of K along: they are another row block's, and not used.
+        // The last stage may take weights' words past the end of K along: they are the next expert's, and not used.
         ptx::tma_load_2d(ptx::smem_address(ctx.smem.weights_sf[stage]), &maps.weights_sf, row_in_expert, tile.expert * kKWords + word, full);
 #pragma unroll
         for (uint32_t atom = 0; atom < config::kTokenAtoms; ++atom)
-            ptx::tma_load_2d(ptx::smem_address(ctx.smem.tokens_sf[stage][atom]), &maps.acts_sf, 0, (tile.ring_tile * config::kTokenAtoms + atom) * kKWords + word, full);
+            ptx::tma_load_2d(ptx::smem_address(ctx.smem.tokens_sf[stage][atom]), &maps.acts_sf, 0, (tile.ring_tile * config::kTokenAtoms + atom) * kRingWords + word, full);
     }
 }
 

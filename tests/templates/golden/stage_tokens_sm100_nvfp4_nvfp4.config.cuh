@@ -1,0 +1,22 @@
+#line 1 "/config.cuh"
+// Every constant of this kernel's description, as Python computed it: `block_m` there is `config::kBlockM` here.
+#pragma once
+
+#include "types.cuh"
+
+namespace config {
+constexpr uint32_t kNumRanks = 1;
+constexpr uint32_t kNumExperts = 32;
+constexpr uint32_t kNumTopk = 4;
+constexpr uint32_t kTopkIdxBytes = 8;
+constexpr uint32_t kHidden = 2880;
+constexpr uint32_t kGranK = 16;
+constexpr uint32_t kNumThreads = 256;
+constexpr bool kIsUe4m3 = true;
+constexpr bool kHasTokenScales = true;
+constexpr uint32_t kActsPerByte = 2;
+constexpr float kElementMax = 6.0f;
+constexpr uint32_t kSourceRowBytes = 1440;
+constexpr uint32_t kParamBytes = 96;
+constexpr float kMinAmax = 1.00000001e-10f;
+}  // namespace config
