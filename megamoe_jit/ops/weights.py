@@ -15,12 +15,13 @@ from megamoe_jit.formats.adapt import adapt_nvfp4_to_mxfp4, mxfp4_to_nvfp4
 from megamoe_jit.formats.fp4 import packed_bytes
 from megamoe_jit.formats.fp8 import decode_ue4m3
 from megamoe_jit.formats.moe_weights import Checkpoint, MoeWeights
+from megamoe_jit.formats.product_fit import e4m3_product_fit
 from megamoe_jit.layouts.interleave import crop_branches, pad_branches
 from megamoe_jit.layouts.mx_scales import restore_ue8m0, rounded_in_e4m3, stash_zero_groups
 from megamoe_jit.layouts.scales import pack_sf_words, permute_sf_for_utccp, unpack_sf_words
 from megamoe_jit.layouts.weights_sm90 import Sm90Element, Sm90WeightLayout, sm90_layouts
 from megamoe_jit.layouts.weights_sm100 import Sm100WeightLayout, sm100_layouts
-from megamoe_jit.recipes.recipe import Recipe, default_recipe, get_recipe, list_recipes
+from megamoe_jit.recipes.recipe import Element, Recipe, default_recipe, get_recipe, list_recipes
 
 Layer = Literal["l1", "l2"]
 WeightLayout = Sm90WeightLayout | Sm100WeightLayout
@@ -42,9 +43,11 @@ class TransformedWeights:
         sf: None on sm_90a; int32 [E, total_rows, words], MN-major, UTCCP order on Blackwell.
         alphas: float32 [E, 2] (L1: gate, up; equal without a gate) or [E] (L2): the checkpoint's alphas times what the
             kernel's decoder leaves out (8 or 512 on sm_90a, 1 on Blackwell) and, for an MXFP4 checkpoint on sm_90a, the
-            power of two that `sf_shift` says.
+            power of two that `sf_shift` says; for fp8_nvfp4 also times the factor that makes up for the mean error of
+            its E4M3 products (`formats.product_fit`).
         bias: float32 [E, rows of all branches after padding], in checkpoint order, zeros in the padding; or None.
         sf_shift: int32 [E, branches] or None: block scales were divided by 2^sf_shift to become UE4M3.
+        plain_alphas: `alphas` without that factor, where there is one, so that the inverse is exact; else None.
         forecast: float32 [E, 4] for an L1 whose results become NVFP4 activations, else None: sizes that their scale is
             foreseen from, gate norm, up norm, gate bias, up bias (reference/forecast.py has the formula).
     """
@@ -61,6 +64,7 @@ class TransformedWeights:
     alphas: Tensor
     bias: Tensor | None = None
     sf_shift: Tensor | None = None
+    plain_alphas: Tensor | None = None
     forecast: Tensor | None = None
 
     def __repr__(self) -> str:
@@ -119,7 +123,8 @@ class TransformedWeights:
         return dataclasses.replace(self, **moved)
 
     def _tensors(self) -> dict[str, Tensor]:
-        named = {name: getattr(self, name) for name in ("data", "sf", "alphas", "bias", "sf_shift", "forecast")}
+        names = ("data", "sf", "alphas", "bias", "sf_shift", "plain_alphas", "forecast")
+        named = {name: getattr(self, name) for name in names}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
@@ -338,14 +343,19 @@ def _transform(
         data, shift = _pack_mxfp4_sm90(matrix, layout, recipe)
     else:
         data = layout.pack(matrix.codes, matrix.sf)
-    alphas = _kernel_alphas(matrix, _alpha_factor(layout, shift))
+    plain_alphas = _kernel_alphas(matrix, _alpha_factor(layout, shift))
+    # MXFP4's scales are powers of two: its products are exact.
+    rounds_products = recipe.weights.element is Element.E4M3 and recipe.checkpoint == "nvfp4"
+    alphas = plain_alphas
+    if rounds_products:
+        fit = e4m3_product_fit(matrix.codes, matrix.sf, branches=layout.branches)
+        alphas = (plain_alphas.double() * fit).float()
     bias = matrix.bias
     if bias is not None:
         padded = pad_branches(bias[..., None], branches=layout.branches, padded_rows=layout.padded_rows, padded_width=1)
         bias = padded[..., 0].clone(memory_format=torch.contiguous_format)
     foresees = matrix.layer == "l1" and recipe.l2_acts.row_scale == "a power of two"
-    if matrix.layer == "l1":
-        alphas = alphas.expand(-1, 2).contiguous()
+    alphas, plain_alphas = (_in_kernel_shape(matrix.layer, given) for given in (alphas, plain_alphas))
     return TransformedWeights(
         layer=matrix.layer,
         recipe=recipe.name,
@@ -356,11 +366,17 @@ def _transform(
         layout=layout,
         data=data,
         sf=sf,
-        alphas=alphas if matrix.layer == "l1" else alphas[:, 0].contiguous(),
+        alphas=alphas,
         bias=bias,
         sf_shift=shift,
+        plain_alphas=plain_alphas if rounds_products else None,
         forecast=_acts_forecast(matrix, layout) if foresees else None,
     )
+
+
+def _in_kernel_shape(layer: Layer, alphas: Tensor) -> Tensor:
+    """Return alphas [E, branches] as kernels read them: [E, 2] for L1, [E] for L2."""
+    return alphas.expand(-1, 2).contiguous() if layer == "l1" else alphas[:, 0].contiguous()
 
 
 # Sum of the squares of a byte's two codes.
@@ -393,7 +409,8 @@ def _untransform(given: TransformedWeights) -> _Matrix:
         sf = sf.view(torch.uint8)
         if given.sf_shift is not None:
             sf = _unpack_mxfp4_sf(codes, sf, given.sf_shift)
-    alphas = given.alphas.view(given.num_experts, -1)[:, : layout.branches].double()
+    plain = given.alphas if given.plain_alphas is None else given.plain_alphas
+    alphas = plain.view(given.num_experts, -1)[:, : layout.branches].double()
     bias = given.bias
     if bias is not None:
         bias = crop_branches(bias[..., None], branches=layout.branches, count=layout.rows, width=1)[..., 0].contiguous()

@@ -87,8 +87,15 @@ class Layer:
     def values(self, expert: int) -> tuple[Tensor, Tensor]:
         """Return l1 [rows, H] and l2 [H, I] of one expert in float64, without alphas."""
         if isinstance(self.weights, MoeWeights):
-            l1 = operand_values(self.weights.l1(expert), e4m3_product=self.e4m3_product)
-            return l1, operand_values(self.weights.l2(expert), e4m3_product=self.e4m3_product)
+            exact = operand_values(self.weights.l1(expert)), operand_values(self.weights.l2(expert))
+            if not self.e4m3_product:
+                return exact
+            rounded = (operand_values(w, e4m3_product=True) for w in (self.weights.l1(expert), self.weights.l2(expert)))
+            l1, l2 = (
+                torch.cat([_fit(*pair) for pair in zip(r.chunk(branches), e.chunk(branches), strict=True)])
+                for r, e, branches in zip(rounded, exact, (2 if self.gated else 1, 1), strict=True)
+            )
+            return l1, l2
         return self.weights[0][expert].double(), self.weights[1][expert].double()
 
     def scale_l1(self, accum: Tensor, expert: int) -> Tensor:
@@ -120,6 +127,12 @@ def _prepare(weights: MoeWeights, points: RoundingPoints) -> MoeWeights:
     if points.weights == "e4m3_product" and weights.checkpoint == "mxfp4":
         return convert_weights_to_nvfp4(weights)
     return weights
+
+
+def _fit(rounded: Tensor, exact: Tensor) -> Tensor:
+    """Return `rounded` times the factor that brings it nearest to `exact`, in the sense of least squares."""
+    squares = rounded.square().sum()
+    return rounded if squares == 0 else rounded * ((rounded * exact).sum() / squares)
 
 
 def _double(tensor: Tensor | None) -> Tensor | None:

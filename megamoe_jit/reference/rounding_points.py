@@ -27,7 +27,8 @@ class RoundingPoints:
             `nvfp4_static`: with a given scale for each expert; `nvfp4_foreseen`: with the power of two of
             reference/forecast.py for each token and expert (`l2_acts` only); `bf16`.
         weights: what the MMA reads beside the checkpoint's exact code x block scale. `e4m3_product`: 8 * e4m3(code * sf
-        / 8);
+        / 8), times
+            the factor that brings each expert's gate, up and down nearest to the exact products (least squares);
             `mxfp4_requantize`, `mxfp4_max`: `adapt_nvfp4_to_mxfp4`.
         gate_up: L1's result, after alpha and bias, before clamp and activation.
         topk_weight_stage: where the top-k weight multiplies: the partial result ("after_l2"), or the activation's

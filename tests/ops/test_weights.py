@@ -76,15 +76,39 @@ def test_scales_and_alphas_of_sm90_give_the_checkpoint_values(recipe: str, gated
         values = QuantizedTensor(codes=codes, sf=sf, format=QuantFormat.NVFP4).dequantize(torch.float64)
         values = values.view(3, layout.branches, layout.rows, layout.k)
         factor = 8 if recipe.startswith("fp8") else 512
-        alphas = given_layer.alphas.double().view(3, -1)[:, : layout.branches, None, None]
+        plain = given_layer.alphas if given_layer.plain_alphas is None else given_layer.plain_alphas
+        alphas = plain.double().view(3, -1)[:, : layout.branches, None, None]
         assert torch.equal((values * alphas / factor).view(expected.shape), expected)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_e4m3_products_are_off_by_nothing_on_average(gated: bool) -> None:
+    """With the fitted alphas what is left of the rounding is orthogonal to what the tensor core multiplies."""
+    weights = make("fp8_nvfp4", gated=gated)
+    for given_layer, expected in zip(
+        transform_weights(weights, "fp8_nvfp4"), weights.dequantize(torch.float64), strict=True
+    ):
+        assert given_layer.plain_alphas is not None
+        branches = given_layer.layout.branches
+        operand = weights.l1() if given_layer.layer == "l1" else weights.l2()
+        exact = QuantizedTensor(codes=operand.codes, sf=operand.sf, format=QuantFormat.NVFP4).dequantize(torch.float64)
+        rounded = (exact / 8).to(torch.float32).to(torch.float8_e4m3fn).double()
+        alphas = given_layer.alphas.double().view(3, -1)[:, :branches, None, None]
+        values, wanted = rounded.view(3, branches, -1, exact.shape[-1]), expected.view(3, branches, -1, exact.shape[-1])
+        left = values * alphas - wanted
+        assert float(((values * alphas * left).sum((2, 3)) / wanted.square().sum((2, 3))).abs().max()) < 1e-7
+        plain = given_layer.plain_alphas.double().view(3, -1)[:, :branches, None, None]
+        assert bool((left.square().sum((2, 3)) < (values * plain - wanted).square().sum((2, 3))).all())
 
 
 def test_alphas_without_a_gate_are_repeated() -> None:
     weights = make("fp8_nvfp4", gated=False)
     l1, l2 = transform_weights(weights, "fp8_nvfp4")
-    assert torch.equal(l1.alphas, weights.l1_alphas.expand(3, 2) * 8)
-    assert torch.equal(l2.alphas, weights.l2_alphas * 8)
+    assert l1.plain_alphas is not None
+    assert l2.plain_alphas is not None
+    assert torch.equal(l1.plain_alphas, weights.l1_alphas.expand(3, 2) * 8)
+    assert torch.equal(l1.alphas[:, 0], l1.alphas[:, 1])
+    assert torch.equal(l2.plain_alphas, weights.l2_alphas * 8)
 
 
 @pytest.mark.parametrize("recipe", ["nvfp4_nvfp4", "mxfp8_nvfp4"])
@@ -232,8 +256,10 @@ def test_compatible_call_defaults() -> None:
     pairs = (weights.l1_codes, weights.l1_sf), (weights.l2_codes, weights.l2_sf)
     l1, l2 = transform_nvfp4_weights_for_mega_moe(*pairs)
     assert (l1.recipe, l1.arch) == ("fp8_nvfp4", "sm_90a")
-    assert torch.equal(l1.alphas, torch.full((3, 2), 8.0))
-    assert torch.equal(l2.alphas, torch.full((3,), 8.0))
+    assert l1.plain_alphas is not None
+    assert l2.plain_alphas is not None
+    assert torch.equal(l1.plain_alphas, torch.full((3, 2), 8.0))
+    assert torch.equal(l2.plain_alphas, torch.full((3,), 8.0))
     l1, _ = transform_nvfp4_weights_for_mega_moe(*pairs, recipe="nvfp4_nvfp4", l1_alphas=torch.tensor([1.5, 2.5, 3.5]))
     assert (l1.recipe, l1.arch) == ("nvfp4_nvfp4", "sm_100a")
     assert torch.equal(l1.alphas, torch.tensor([[1.5, 1.5], [2.5, 2.5], [3.5, 3.5]]))

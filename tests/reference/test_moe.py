@@ -179,7 +179,13 @@ def weights_by_hand(points: RoundingPoints, weights: MoeWeights) -> dict[str, np
     operands = {"l1": weights.l1(), "l2": weights.l2()}
     if points.weights == "e4m3_product" and points.checkpoint == "nvfp4":
         eighths = {name: w.dequantize().numpy() / 8 for name, w in operands.items()}
-        return {name: v.astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * 8 for name, v in eighths.items()}
+        rounded = {name: v.astype(ml_dtypes.float8_e4m3fn).astype(np.float64) for name, v in eighths.items()}
+        for name, branches in (("l1", 2), ("l2", 1)):
+            for expert, exact in enumerate(eighths[name]):
+                parts = zip(np.split(rounded[name][expert], branches), np.split(exact, branches), strict=True)
+                for r, e in parts:
+                    r *= np.vdot(r, e) / np.vdot(r, r)  # a view: least squares of each branch
+        return {name: v * 8 for name, v in rounded.items()}
     if points.weights == "e4m3_product":
         return {}  # powers of two: exact
     adapted = {name: adapt_nvfp4_to_mxfp4(w.codes, w.sf) for name, w in operands.items()}
