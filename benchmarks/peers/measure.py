@@ -169,7 +169,13 @@ def _bound(run: Run, tokens: TokenSet) -> Callable[[], object]:
 
 
 def merged(kept: Iterable[Measurement], new: Iterable[Measurement]) -> list[Measurement]:
-    """Return all rows, those of `new` instead of the whole cells of `kept` that they measured again."""
-    fresh = list(new)
+    """Return all rows, those of `new` instead of the whole cells of `kept` that they measured again.
+
+    A cell that the new run had no time for does not replace one that was measured.
+    """
+    kept, fresh = list(kept), list(new)
+    had = {row.cell for row in kept if row.status == "measured"}
+    measured = {row.cell for row in fresh if row.status == "measured"}
+    fresh = [row for row in fresh if row.cell in measured or row.cell not in had]
     again = {row.cell for row in fresh}
     return [*(row for row in kept if row.cell not in again), *fresh]

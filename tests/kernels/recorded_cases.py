@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +17,7 @@ from megamoe_jit import ActivationSpec, MegaMoE, MoeWeights
 from megamoe_jit.jit.build import build
 from megamoe_jit.jit.compile import CompileOptions
 from megamoe_jit.ops import plan
+from megamoe_jit.ops.weights import TransformedWeights, transform_weights
 
 FOLDER = Path(__file__).parent / "recorded"
 
@@ -59,8 +60,14 @@ class RecordedCase:
         order = np.ascontiguousarray(np.argsort(rng.random((self.num_tokens, e)), axis=1)[:, : self.num_topk])
         topk_weights = torch.from_numpy(rng.random((self.num_tokens, self.num_topk), np.float32)).to(device)
         with compiled(fmad=fmad):
-            moe = MegaMoE(weights, recipe=self.recipe, arch="sm_90a", activation=self.activation)
+            pair = transform_weights(weights, self.recipe, "sm_90a")
+            moe = MegaMoE((without_fit(pair[0]), without_fit(pair[1])), activation=self.activation)
             return moe(x, torch.from_numpy(order).to(device), topk_weights)
+
+
+def without_fit(weights: TransformedWeights) -> TransformedWeights:
+    """Return weights with the checkpoint's alphas alone: what was recorded knew no factor for rounded products."""
+    return replace(weights, alphas=weights.alphas if weights.plain_alphas is None else weights.plain_alphas)
 
 
 @contextmanager
