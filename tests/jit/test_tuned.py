@@ -106,7 +106,7 @@ def test_a_writer_that_fails_leaves_the_file_as_it_was(cache: KernelCache, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(tuned.os, "replace", fail)
-        with pytest.raises(CacheError, match="No space left on device.*Set MEGAMOE_JIT_CACHE_DIR"):
+        with pytest.raises(CacheError, match=r"No space left on device.*Set MEGAMOE_JIT_CACHE_DIR"):
             keep_record(cache, record((64, 32)))
     assert only_path(cache).read_bytes() == before
     assert cache.path is not None
