@@ -200,6 +200,9 @@ def _key(problem: Problem, recipe: Recipe, arch: Arch, backend: Backend) -> dict
     """Return for what a choice holds: everything that times depend on but tokens and capacity."""
     layer = asdict(problem)
     del layer["max_tokens_per_rank"]
+    for name in ("alpha", "up_bias", "clamp"):  # 7, 7.0 and another library's 7 are one clamp
+        value = layer["activation"][name]
+        layer["activation"][name] = None if value is None else float(value)
     kernel = config_for_tile(problem, recipe, arch, token_tiles(problem, recipe)[0])
     return {
         "schema": TUNING_SCHEMA,

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -280,6 +281,12 @@ def test_a_choice_is_for_one_layer_and_device(gpu: FakeGpu, changes: Any, device
         () if changes or device else ((8, 64),)
     )
     assert stored_tiles(PROBLEM, get_recipe("bf16_nvfp4"), arch, gpu).tiles == ()
+
+
+@pytest.mark.parametrize("clamp", [7, 7.0, np.float32(7.0)])
+def test_equal_activations_have_one_key(gpu: FakeGpu, clamp: Any) -> None:
+    layer(activation=ActivationSpec(clamp=7.0)).autotune([8], measure=Table(gpu, {64: 50.0}))
+    assert tile_of(gpu, layer(activation=ActivationSpec(clamp=clamp)), 8) == 64
 
 
 @pytest.mark.parametrize("name", ["nvrtc_version", "templates_digest"])
