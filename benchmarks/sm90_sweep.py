@@ -28,6 +28,7 @@ from benchmarks.peers.ours import problem_of
 from benchmarks.peers.timing import graph_us
 from benchmarks.peers.workload import WORKLOADS, TokenSet, Workload, make_sets, num_touched
 from benchmarks.sm90_correctness import BOUNDS
+from megamoe_jit import env
 from megamoe_jit.arch import get_arch
 from megamoe_jit.cli.warmup import build_all, build_one
 from megamoe_jit.errors import MegaMoeError
@@ -110,6 +111,7 @@ def only(config: Sm90Config) -> Iterator[None]:
         return build(description, **options)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, {env.TUNING.name: "0"}))
         for name, answer in (answers | {"build": build_and_note}).items():
             if hasattr(plan, name):
                 stack.enter_context(mock.patch.object(plan, name, answer))

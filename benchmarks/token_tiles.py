@@ -8,6 +8,7 @@ Tiles give the same bits; only the time differs. `recipes.choose.token_tile` fol
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from unittest import mock
 
@@ -15,6 +16,7 @@ import torch
 
 from benchmarks.record import Cell, Column, Result, save
 from benchmarks.sm90_correctness import SHAPES, graph_us, routing
+from megamoe_jit import env
 from megamoe_jit.formats.moe_weights import MoeWeights
 from megamoe_jit.ops import plan
 from megamoe_jit.ops.moe import MegaMoE
@@ -66,6 +68,7 @@ def main() -> int:
                 if mean > tile * _MOST_TILES and tile < 64:
                     continue
                 with (
+                    mock.patch.dict(os.environ, {env.TUNING.name: "0"}),  # or stored choices would go before the patch
                     mock.patch.object(choose, "token_tile", return_value=tile),
                     mock.patch.object(plan, "token_tile", return_value=tile),
                 ):

@@ -129,6 +129,14 @@ CACHE_MAX_BYTES: Variable[int | None] = Variable(
     help="Cap on the cache; the kernels that were not loaded for the longest time go first.",
     parse=_parse_size,
 )
+TUNING: Variable[bool] = Variable(
+    name=PREFIX + "TUNING",
+    kind=_FLAG,
+    default=True,
+    default_text="1",
+    help="Use what `MegaMoE.autotune` chose and stored in the cache.",
+    parse=_parse_flag,
+)
 DUMP: Variable[bool] = Variable(
     name=PREFIX + "DUMP",
     kind=_FLAG,
@@ -233,6 +241,7 @@ VARIABLES: Mapping[str, Variable[Any]] = {
         CACHE_DIR,
         CACHE_ONLY,
         CACHE_MAX_BYTES,
+        TUNING,
         DUMP,
         DUMP_DIR,
         LINEINFO,

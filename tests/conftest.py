@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 
@@ -11,6 +12,9 @@ from hypothesis import settings
 from tests.marks import HARDWARE_MARKS, pytest_runtest_setup
 
 __all__ = ["pytest_runtest_setup"]
+
+# What a developer tuned on this machine does not decide which kernels are tested.
+os.environ["MEGAMOE_JIT_TUNING"] = "0"
 
 # The time of one example says more about how busy the machine is than about the code.
 settings.register_profile("megamoe", deadline=None)

@@ -21,12 +21,16 @@ ArchiveArgument = Annotated[Path, typer.Argument(help="A .tar or .tar.gz file.")
 
 @cache_app.command("list")
 def list_entries(*, as_json: JsonOption = False) -> None:
-    """List the kernels in the cache."""
+    """List the kernels in the cache, and say for how many layers there are tuned choices."""
+    from megamoe_jit.jit.tuned import record_paths
+
     cache = _cache()
+    tuned = [path.name for path in record_paths(cache)]
     entries = cache.entries()
     total = sum(entry.size_bytes for entry in entries)
     if as_json:
-        emit_json({"path": str(cache.path), "bytes": total, "entries": [asdict(entry) for entry in entries]})
+        record = {"path": str(cache.path), "bytes": total, "entries": [asdict(entry) for entry in entries]}
+        emit_json({**record, "tuned": tuned})
         return
     rows = [
         (
@@ -41,32 +45,39 @@ def list_entries(*, as_json: JsonOption = False) -> None:
     ]
     columns = ("kernel", "registers", "compile s", "size", "last used (UTC)", "state")
     print_table(f"{cache.path}: {len(entries)} kernels, {format_bytes(total)}", columns, rows)
+    if tuned:
+        print_line(f"tuned choices for {len(tuned)} layers")
 
 
 @cache_app.command()
 def verify(*, as_json: JsonOption = False) -> None:
-    """Check every digest; damaged entries are set aside, and built again when next needed."""
+    """Check every digest; damaged entries are set aside, and built again when next needed. Tuned choices likewise."""
+    from megamoe_jit.jit.tuned import verify_records
+
     cache = _cache()
-    entries = cache.verify()
+    entries, damaged_tuned = cache.verify(), verify_records(cache)
     damaged = [entry for entry in entries if entry.damage is not None]
     if as_json:
         record = {
             "path": str(cache.path),
             "whole": len(entries) - len(damaged),
             "damaged": [asdict(entry) for entry in damaged],
+            "damaged_tuned": damaged_tuned,
         }
         emit_json(record)
     else:
         for entry in damaged:
             print_line(f"damaged, set aside: {entry.name}: {entry.damage}")
+        for name in damaged_tuned:
+            print_line(f"damaged, set aside: tuned choices {name}")
         console.print(f"{len(entries) - len(damaged)} kernels are whole, {len(damaged)} were damaged", highlight=False)
-    if damaged:
+    if damaged or damaged_tuned:
         raise typer.Exit(1)
 
 
 @cache_app.command()
 def clear(*, as_json: JsonOption = False) -> None:
-    """Remove every kernel; what is needed again is compiled again."""
+    """Remove every kernel and tuned choice; what is needed again is compiled again."""
     cache = _cache()
     count = cache.clear()
     if as_json:
@@ -87,7 +98,7 @@ def path(*, as_json: JsonOption = False) -> None:
 
 @cache_app.command()
 def pack(archive: ArchiveArgument, *, as_json: JsonOption = False) -> None:
-    """Write all kernels into one file, for machines that cannot or may not compile."""
+    """Write all kernels and tuned choices into one file, for machines that cannot or may not compile."""
     from megamoe_jit.jit.archive import pack as pack_archive
 
     packed = pack_archive(_cache(), archive)
@@ -105,7 +116,7 @@ def pack(archive: ArchiveArgument, *, as_json: JsonOption = False) -> None:
 
 @cache_app.command()
 def unpack(archive: ArchiveArgument, *, as_json: JsonOption = False) -> None:
-    """Add the kernels of an archive to the cache."""
+    """Add the kernels and tuned choices of an archive to the cache."""
     from megamoe_jit.jit.archive import unpack as unpack_archive
 
     cache = _cache()
@@ -114,6 +125,8 @@ def unpack(archive: ArchiveArgument, *, as_json: JsonOption = False) -> None:
         emit_json({"path": str(cache.path), **asdict(unpacked)})
         return
     print_line(f"{len(unpacked.added)} kernels added to {cache.path}, {len(unpacked.present)} were there")
+    if unpacked.tuned:
+        print_line(f"tuned choices for {len(unpacked.tuned)} layers added where there were none")
 
 
 def _cache() -> KernelCache:

@@ -1,6 +1,7 @@
 """Kernels in one file: `pack` on a machine that compiles, `unpack` where nothing may or can be compiled.
 
-An archive is a tar file (gzipped by its suffix) of entries as they lie in a cache. It names no machine and no path.
+An archive is a tar file (gzipped by its suffix) of entries and tuned choices as they lie in a cache. It names no host
+and no path; tuned choices name the model of GPU that they hold for.
 Digests find accidents, not malice: unpack archives from people whose kernels you would run.
 """
 
@@ -21,24 +22,31 @@ from pathlib import Path
 from megamoe_jit.errors import CacheError
 from megamoe_jit.jit.cache import KernelCache
 from megamoe_jit.jit.entry import ENTRY_FILES, DamagedEntryError, KernelRecord, parse_entry, read_entry
+from megamoe_jit.jit.tuned import TuningRecord, keep_record, parse_record, record_paths
 
 logger = logging.getLogger("megamoe_jit.archive")
 
-_ROOT = "kernels"
+_ROOT, _TUNING = "kernels", "tuning"
 _ENTRY_NAME = re.compile(r"[A-Za-z0-9_]+-sm_[0-9a-z]+-[0-9a-f]{32}")
+_TUNING_NAME = re.compile(r"[0-9a-f]{32}\.json")
 _MAX_FILE_BYTES = 256 << 20
+_MAX_TUNING_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unpacked:
-    """Names of the entries of an archive: those that the cache took, and those that it had already."""
+    """Names of the entries of an archive: those that the cache took, and those that it had already.
+
+    `tuned` are its files of tuned choices; the cache took from them what it lacked.
+    """
 
     added: tuple[str, ...]
     present: tuple[str, ...]
+    tuned: tuple[str, ...] = ()
 
 
 def pack(cache: KernelCache, archive: Path | str, *, names: Collection[str] | None = None) -> list[str]:
-    """Write the cache's entries, or those in `names`, into the file `archive`; return the names packed.
+    """Write the cache's entries and tuned choices, or the entries in `names`, into `archive`; return the names packed.
 
     Equal entries make equal archives, byte by byte. Damaged entries are left out, with a warning. The file appears in
     one step, when it is complete. Raises CacheError when a name is unknown or the file cannot be written.
@@ -59,6 +67,14 @@ def pack(cache: KernelCache, archive: Path | str, *, names: Collection[str] | No
                 for file, data in record.files().items():
                     _add(tar, f"{_ROOT}/{name}/{file}", data)
                 packed.append(name)
+            for path in record_paths(cache) if names is None else ():
+                data = path.read_bytes()
+                try:
+                    parse_record(path.name, data)
+                except DamagedEntryError as error:
+                    logger.warning("tuned choices are left out of the archive: %s", error)
+                    continue
+                _add(tar, f"{_TUNING}/{path.name}", data)
     except OSError as error:
         raise CacheError(
             f"the archive {archive} cannot be written: {error}. Choose a file in a folder that exists."
@@ -67,7 +83,7 @@ def pack(cache: KernelCache, archive: Path | str, *, names: Collection[str] | No
 
 
 def unpack(archive: Path | str, cache: KernelCache) -> Unpacked:
-    """Add the entries of `archive` to `cache`; entries that it has already stay as they are.
+    """Add the entries and tuned choices of `archive` to `cache`; what it has already stays as it is.
 
     The whole archive is checked first: a member that is no plain file of an entry (an absolute path, "..", a link, a
     device, a duplicate) or a wrong digest raises CacheError, and then nothing is taken. Raises CacheError, too, when
@@ -76,9 +92,10 @@ def unpack(archive: Path | str, cache: KernelCache) -> Unpacked:
     archive = Path(archive)
     try:
         with tarfile.open(archive, "r:gz" if _is_gzip(archive) else "r:") as tar:
-            members = _check_members(tar)
+            members, tuning = _check_members(tar)
             for name, files in members.items():
                 _read_record(tar, name, files)
+            choices = [_read_choices(tar, name, member) for name, member in tuning.items()]
             added, present = [], []
             for name, files in members.items():
                 folder = cache.kernels_dir and cache.kernels_dir / name
@@ -91,18 +108,28 @@ def unpack(archive: Path | str, cache: KernelCache) -> Unpacked:
                     )
                 else:
                     added.append(name)
+            for record in choices:
+                keep_record(cache, record, is_newer=False)
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
         raise CacheError(
             f"{archive} is no readable archive of kernels: {error}. Pack it again with `cache pack`."
         ) from error
-    return Unpacked(added=tuple(added), present=tuple(present))
+    return Unpacked(added=tuple(added), present=tuple(present), tuned=tuple(tuning))
 
 
-def _check_members(tar: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
-    """Return the members by entry and file; refuse the archive when there is anything else in it."""
+def _check_members(
+    tar: tarfile.TarFile,
+) -> tuple[dict[str, dict[str, tarfile.TarInfo]], dict[str, tarfile.TarInfo]]:
+    """Return the members by entry and file, and the files of tuned choices; refuse an archive with anything else."""
     entries: dict[str, dict[str, tarfile.TarInfo]] = {}
+    tuning: dict[str, tarfile.TarInfo] = {}
     for member in tar:
         parts = member.name.split("/")
+        if len(parts) == 2 and parts[0] == _TUNING and _TUNING_NAME.fullmatch(parts[1]) and member.isreg():
+            if parts[1] in tuning or member.size > _MAX_TUNING_BYTES:
+                raise _refuse(f"member {member.name!r} is there twice, or larger than tuned choices can be")
+            tuning[parts[1]] = member
+            continue
         is_entry_file = len(parts) == 3 and parts[0] == _ROOT and parts[2] in ENTRY_FILES
         if not (is_entry_file and _ENTRY_NAME.fullmatch(parts[1]) and member.isreg()):
             raise _refuse(f"member {member.name!r} is no plain file of a kernel")
@@ -115,7 +142,16 @@ def _check_members(tar: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]
     for name, files in entries.items():
         if missing := [file for file in ENTRY_FILES if file not in files]:
             raise _refuse(f"{name} has no {missing[0]}")
-    return entries
+    return entries, tuning
+
+
+def _read_choices(tar: tarfile.TarFile, name: str, member: tarfile.TarInfo) -> TuningRecord:
+    stream = tar.extractfile(member)
+    assert stream is not None, "only plain files pass _check_members"
+    try:
+        return parse_record(name, stream.read())
+    except DamagedEntryError as error:
+        raise _refuse(str(error)) from None
 
 
 def _read_record(tar: tarfile.TarFile, name: str, files: dict[str, tarfile.TarInfo]) -> KernelRecord:

@@ -6,6 +6,7 @@ Layout of the folder (docs/cache.md has the reasons):
     locks/<entry name>.lock one holder compiles, others wait; the kernel's lock, so that it dies with its holder
     staging/                entries being written or removed
     damaged/  failed/       entries that failed verification; sources that NVRTC refused
+    tuning/                 tuned choices (jit/tuned.py), one file a layer; eviction leaves them alone
 """
 
 from __future__ import annotations
@@ -121,6 +122,11 @@ class KernelCache:
         """The folder that holds one folder a kernel."""
         return self.path and self.path / "kernels"
 
+    @property
+    def tuning_dir(self) -> Path | None:
+        """The folder of tuned choices (jit/tuned.py)."""
+        return self.path and self.path / "tuning"
+
     def entry_path(self, key: KernelKey) -> Path | None:
         """Where `key`'s files are, or would be."""
         return self.path and self.path / "kernels" / key.entry_name
@@ -207,7 +213,7 @@ class KernelCache:
         return self.path / "staging" / f"{name}.{uuid.uuid4().hex[:12]}"
 
     def set_aside(self, folder: Path) -> None:
-        """Move a damaged entry out of the way, to be looked at."""
+        """Move a damaged entry (or a file of tuned choices) out of the way, to be looked at."""
         assert self.path is not None
         with contextlib.suppress(OSError):
             (self.path / "damaged").mkdir(exist_ok=True)
@@ -255,11 +261,14 @@ class KernelCache:
         return info
 
     def clear(self) -> int:
-        """Remove all kernels, in memory and on disk, and what was set aside; return how many were on disk."""
+        """Remove all kernels, in memory and on disk, tuned choices and what was set aside.
+
+        Returns how many kernels were on disk.
+        """
         self.forget()
         count = sum(self.remove(folder) for folder in self.folders())
         if self.path is not None:
-            for name in ("damaged", "failed"):
+            for name in ("tuning", "damaged", "failed"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
         self.sweep()
         return count
@@ -357,8 +366,11 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _keep_newest(folder: Path, count: int) -> None:
-    for old in sorted(_subfolders(folder), key=last_used)[:-count]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in sorted(folder.iterdir(), key=last_used)[:-count]:
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink(missing_ok=True)
 
 
 def _write_refused(folder: Path, rendered: RenderedSource, log: str) -> None:

@@ -59,3 +59,9 @@ def kernel_key(
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return KernelKey(kernel_name=kernel_name, arch=arch.name, digest=hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def templates_digest(rendered: RenderedSource) -> str:
+    """Return SHA-256 over the rendered files by name, but for config.cuh: it changes when the templates' code does."""
+    files = {name: text for name, text in rendered.files if name != "config.cuh"}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from megamoe_jit.arch import Arch, get_arch
-from megamoe_jit.errors import ArgumentError
+from megamoe_jit.errors import ArgumentError, UnsupportedError
 from megamoe_jit.formats.activation import ActivationSpec, TopkWeightStage, check_topk_weight_stage
 from megamoe_jit.formats.moe_weights import MoeWeights
+from megamoe_jit.jit.tuned import TunedTile
 from megamoe_jit.ops.checks import (
     as_activation,
     check_buffer,
@@ -30,6 +31,7 @@ from megamoe_jit.ops.checks import (
 )
 from megamoe_jit.ops.plan import AnyMoePlan, MoePlan, moe_plan, staging_plan
 from megamoe_jit.ops.tokens import quantize_tokens, token_values
+from megamoe_jit.ops.tuning import Measure, tune
 from megamoe_jit.ops.weights import TransformedWeights, transform_weights, untransform_weights
 from megamoe_jit.recipes.choose import check_pair, check_stage, check_target
 from megamoe_jit.recipes.problem import MAX_TOKENS_PER_RANK, Problem
@@ -311,6 +313,41 @@ class MegaMoE:
         if self.backend != "reference":
             staging_plan(self.sym_buffer)
             self._plan_for(self.sym_buffer)
+
+    def autotune(
+        self, num_tokens: Sequence[int] | None = None, *, measure: Measure | None = None
+    ) -> tuple[TunedTile, ...]:
+        """Time the token tiles on this GPU, and store the fastest for this layer and every other of its shape.
+
+        Results do not change: all token tiles give the same bits, which is checked. Layers that share this one's
+        buffer and activation take the choices at once, others when their kernels are prepared, in this process or a
+        later one that has the same cache, device, NVRTC and version of the kernels. What was staged is lost.
+
+        Args:
+            num_tokens: token counts of calls to tune for, 1 to the buffer's capacity; powers of two up to it, and the
+                capacity, when None. A choice holds up to the geometric means of its count and its neighbours'; outside
+                of the counts given (now and before) nothing changes.
+            measure: times candidates in place of CUDA-graph replays: it gets, for each, a list of calls that differ in
+                their routing, and returns for each the time of a call in microseconds.
+
+        Returns for each count the tile chosen, and the times of a call with it and with the tile of the built-in rule,
+        which stays unless another is faster by more than 2 %. Tokens are random, experts equally likely.
+
+        Raises UnsupportedError where nothing can be timed (backends "emulator", unless `measure` is given, and
+        "reference"), ArgumentError for counts out of range or without num_topk and max_tokens_per_rank,
+        MissingKernelError in cache-only mode, and LaunchError when tiles disagree: nothing is stored then.
+        """
+        if self.backend == "reference" or (self.backend != "cuda" and measure is None):
+            raise UnsupportedError(
+                f"autotune times kernels on a GPU, and this layer runs with backend={self.backend!r}, where there is "
+                "nothing to time. Make the layer from weights on a CUDA device."
+            )
+        self.prepare()
+
+        def call(x: Tensor, topk_idx: Tensor, topk_weights: Tensor, y: Tensor) -> None:
+            self(x, topk_idx, topk_weights, out=y)
+
+        return tune(self._plan_for(self.sym_buffer), call, num_tokens, measure)
 
     def __call__(
         self,

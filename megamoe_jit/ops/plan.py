@@ -18,8 +18,9 @@ from megamoe_jit.formats.activation import ActivationSpec, TopkWeightStage
 from megamoe_jit.jit.build import build
 from megamoe_jit.ops.checks import check_weights
 from megamoe_jit.ops.plan_sm100 import Sm100MoePlan, Sm100StagingPlan
+from megamoe_jit.ops.tuning import TunedTiles, stored_tiles
 from megamoe_jit.ops.weights import TransformedWeights
-from megamoe_jit.recipes.choose import check_target, plan_kernels, token_tile
+from megamoe_jit.recipes.choose import check_target, config_for_tile, plan_kernels, token_tile
 from megamoe_jit.recipes.params import MEGA_MOE_PARAMS, STAGING_PARAMS, SYM_PARTS, ParamBlock
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.sm90 import SF_GRAN_K, Sm90Config, Sm90Shapes, Sm90StagingConfig
@@ -161,6 +162,7 @@ class MoePlan:
             if isinstance(config, Sm90Config)
         }
         self._by_num_tokens: dict[int, Launchable] = {}
+        self.retile(stored_tiles(problem, buffer.recipe, buffer.arch, self.backend))
         self._weights: tuple[TransformedWeights, TransformedWeights] | None = None
         self._addresses: tuple[int, ...] = ()
         self._weight_memory: tuple[Tensor | None, ...] = ()
@@ -168,6 +170,15 @@ class MoePlan:
         self._pool_rows = shapes.pool_rows
         staged = (_base(buffer) + buffer.offsets[part] for part in ("topk_idx", "topk_weights"))
         self._staged = (0, 0, *staged, problem.topk_idx_bytes)
+
+    def retile(self, tiles: TunedTiles) -> None:
+        """Take token tiles from `tiles`, and where they have none from the rule; kernels that are missing are built."""
+        for block_n in sorted(tiles.needed - self._launches.keys()):
+            config = config_for_tile(self.problem, self.buffer.recipe, self.buffer.arch, block_n)
+            assert isinstance(config, Sm90Config)
+            self._launches[block_n] = self._prepare(config)
+        self.tiles = tiles
+        self._by_num_tokens.clear()
 
     def bind(self, l1: TransformedWeights, l2: TransformedWeights) -> None:
         """Take the weights of the next call; raises ArgumentError when they do not fit the buffer or the activation."""
@@ -196,9 +207,8 @@ class MoePlan:
             return
         launch = self._by_num_tokens.get(num_tokens)
         if launch is None:
-            launch = self._by_num_tokens[num_tokens] = self._launches[
-                token_tile(self.problem, self.buffer.recipe, num_tokens)
-            ]
+            block_n = self.tiles.tile(num_tokens) or token_tile(self.problem, self.buffer.recipe, num_tokens)
+            launch = self._by_num_tokens[num_tokens] = self._launches[block_n]
         call = _CALL.pack(
             *self._addresses,
             0 if recv_stats is None else recv_stats.data_ptr(),

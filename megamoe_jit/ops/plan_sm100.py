@@ -13,8 +13,9 @@ from megamoe_jit.errors import MegaMoeError
 from megamoe_jit.jit.build import build
 from megamoe_jit.layouts.struct import StructLayout
 from megamoe_jit.ops.checks import check_weights
+from megamoe_jit.ops.tuning import TunedTiles, stored_tiles
 from megamoe_jit.ops.weights import TransformedWeights
-from megamoe_jit.recipes.choose import plan_kernels, token_tile
+from megamoe_jit.recipes.choose import config_for_tile, plan_kernels, token_tile
 from megamoe_jit.recipes.params import MEGA_MOE_SM100_PARAMS, STAGING_SM100_PARAMS, SYM_PARTS, ParamBlock
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.sm100 import Sm100Config, Sm100Shapes, Sm100StagingConfig
@@ -134,6 +135,17 @@ class Sm100MoePlan:
         self._addresses: tuple[int, ...] = ()
         self._weight_memory: tuple[Tensor | None, ...] = ()
         self._call_at = MEGA_MOE_SM100_PARAMS.offset("l1_alphas", num_ranks=problem.num_ranks)
+        self.retile(stored_tiles(problem, buffer.recipe, buffer.arch, self.backend))
+
+    def retile(self, tiles: TunedTiles) -> None:
+        """Take token tiles from `tiles`, and where they have none from the rule; kernels that are missing are built."""
+        for block_n in sorted(tiles.needed - self._launches.keys()):
+            config = config_for_tile(self.problem, self.buffer.recipe, self.buffer.arch, block_n)
+            assert isinstance(config, Sm100Config)
+            self._configs.append(config)
+            self._launches[block_n] = self._prepare(config)
+            self._weights = None  # the next bind gives the new launch its tensor maps
+        self.tiles = tiles
 
     def bind(self, l1: TransformedWeights, l2: TransformedWeights) -> None:
         """Take the weights of the next call; raises ArgumentError when they do not fit the buffer or the activation."""
@@ -155,7 +167,8 @@ class Sm100MoePlan:
         self.buffer.num_staged = None
         if num_tokens == 0:
             return
-        launch = self._launches[token_tile(self.problem, self.buffer.recipe, num_tokens)]
+        block_n = self.tiles.tile(num_tokens) or token_tile(self.problem, self.buffer.recipe, num_tokens)
+        launch = self._launches[block_n]
         call = _CALL.pack(
             *self._addresses,
             0 if recv_stats is None else recv_stats.data_ptr(),

@@ -76,6 +76,18 @@ def token_tiles(problem: Problem, recipe: Recipe) -> tuple[int, ...]:
     return sm90.token_tiles(problem)
 
 
+def token_tiles_for(problem: Problem, recipe: Recipe, num_tokens: int) -> tuple[int, ...]:
+    """Return the token tiles that a call of `num_tokens` tokens a rank can take, narrowest first.
+
+    On Hopper all of them. A Blackwell workspace has counters for as many tiles as the rule makes: there, none narrower
+    than the rule's.
+    """
+    tiles = token_tiles(problem, recipe)
+    if recipe.generation is not MmaGeneration.TCGEN05:
+        return tiles
+    return tuple(n for n in tiles if n >= sm100.token_tile(problem, recipe, num_tokens))
+
+
 def config_for_tile(problem: Problem, recipe: Recipe, arch: Arch, block_n: int) -> MoeConfig:
     """Return the build for one token tile with as many stages as fit; raises UnsupportedError when none does."""
     if recipe.generation is MmaGeneration.TCGEN05:

@@ -190,6 +190,16 @@ class Backend(Protocol):
         ...
 
     @property
+    def device_name(self) -> str:
+        """The device's model, such as "NVIDIA H200"."""
+        ...
+
+    @property
+    def driver_version(self) -> str:
+        """Newest CUDA version that the driver serves, such as "13.0"."""
+        ...
+
+    @property
     def num_sms(self) -> int:
         """SMs of the device: a persistent kernel's grid has one block for each."""
         ...

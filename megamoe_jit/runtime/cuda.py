@@ -55,6 +55,16 @@ class CudaBackend:
         return device_info(self.device, driver=self.driver)
 
     @property
+    def device_name(self) -> str:
+        """The device's model, as the driver spells it."""
+        return self.info.name
+
+    @property
+    def driver_version(self) -> str:
+        """Newest CUDA version that the driver serves."""
+        return ".".join(map(str, self.info.driver_version))
+
+    @property
     def num_sms(self) -> int:
         """SMs of the device."""
         return self.info.num_sms

@@ -107,6 +107,16 @@ class EmulatedBackend:
         self._record: EmulatedErrorRecord | None = None
 
     @property
+    def device_name(self) -> str:
+        """What stands for the device's model."""
+        return "emulator"
+
+    @property
+    def driver_version(self) -> str:
+        """There is no driver."""
+        return "none"
+
+    @property
     def num_sms(self) -> int:
         """SMs of the emulated device."""
         return self.settings.num_sms
