@@ -292,7 +292,9 @@ class Sm90Config:
         return {
             "family": "sm90",
             "wgmma_n": self.mma_widths,
-            "tma_boxes": tuple((name, self.box_rows, 128 // self.shapes.act_bytes) for name in ("tokens_map", "acts_map")),
+            "tma_boxes": tuple(
+                (name, self.box_rows, 128 // self.shapes.act_bytes) for name in ("tokens_map", "acts_map")
+            ),
         }
 
     @property

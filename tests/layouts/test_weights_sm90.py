@@ -101,8 +101,8 @@ def test_codes_and_scales_stay_in_their_part_of_their_block(layout: Sm90WeightLa
 @pytest.mark.parametrize(
     ("order", "element", "row", "k", "word_byte", "bits", "scale_byte"),
     [
-        # up row 45 = 0 + 16 * 2 + 4 * 3 + 2 * 0 + 1: m64 1, warp 3, j 2 * 2 + 0; k 77: unit 1, t 0, offset 13: thread 112,
-        # word 3, offset 5 of the word
+        # up row 45 = 0 + 16 * 2 + 4 * 3 + 2 * 0 + 1: m64 1, warp 3, j 2 * 2 + 0; k 77: unit 1, t 0, offset 13:
+        # thread 112, word 3, offset 5 of the word
         (RowOrder.L1_GATED, Sm90Element.E4M3, 128 + 45, 77, (3 * 128 + 112) * 16 + 12, (20, 21, 22, 11), 16384 + 993),
         (RowOrder.L1_GATED, Sm90Element.BF16, 128 + 45, 77, (3 * 128 + 112) * 16 + 12, (26, 27, 28, 3), 16384 + 993),
         # hidden 90 of a tile: m64 1, warp 1, half 1, j 2; k 20: t 1, offset 4: thread 41, word 2

@@ -75,7 +75,7 @@ def test_idle_blocks_start_on_l2() -> None:
     order = Order(rows=[8] * 7, block_n=8, l1_m_tiles=1, l2_m_tiles=1, num_blocks=4, l2_tiles_per_l1=2)
     walks = [[tile.expert for tile in walk if tile.is_l2] for walk in blocks(order)]
     assert walks == [[2, 6], [3], [4], [0, 1, 5]]
-    # With one round nothing of L1 is done when L2 could start: blocks without an L1 tile take the first L2 tiles in turn.
+    # In the only round nothing of L1 is done: L2 goes around from the block without an L1 tile on.
     one_round = replace(order, rows=[8] * 3)
     assert [[tile.expert for tile in walk if tile.is_l2] for walk in blocks(one_round)] == [[1], [2], [], [0]]
 
