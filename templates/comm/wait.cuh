@@ -11,12 +11,12 @@ namespace comm {
 enum class WaitFor : uint32_t {
     kStageFull = 1,     // consumer: tokens and weights of a stage
     kStageEmpty = 2,    // loader: consumers to release a stage
-    kRoutedList = 3,    // token loader: the list of an expert's tokens
+    kRoutedList = 3,    // sm_100 dispatch, consumer: the list of an expert's tokens
     kL1Tiles = 4,       // token loader: L1 of a token tile, before L2 reads it
     kL2Tiles = 5,       // combine: all L2 tiles
     kAccumFull = 6,     // epilogue: the MMAs of a tile
     kAccumEmpty = 7,    // mma: the epilogue to release an accumulator
-    kDispatch = 8,      // load: the routed rows of a token tile
+    kDispatch = 8,      // loader: the routed rows of a token tile
     kRingTile = 9,      // dispatch: L2 of the token tile that had a place in the ring before
 };
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megamoe_jit.jit.cache import KernelCache
-from megamoe_jit.ops.plan import Workspace, acts_tensor_map
+from megamoe_jit.ops.plan import Workspace, pool_tensor_map
 from megamoe_jit.recipes import Problem, plan_kernels
 from megamoe_jit.recipes.sm90 import Sm90Config
 from tests.cli.conftest import Run
@@ -22,7 +22,7 @@ def test_inspect_says_what_a_kernel_is_made_of(run: Run, warm_cache: KernelCache
     assert (record["kernel_name"], record["arch"], record["entry"]) == ("mega_moe_sm90", "sm_90a", "mega_moe/sm90.cuh")
     assert (record["parameters"]["hidden"], record["parameters"]["num_experts"]) == (256, 4)
     assert record["mma_shapes"] == ["m64n8k32"]
-    assert record["template_values"]["tma_boxes"] == [["acts_map", 8, 128]]
+    assert record["template_values"]["tma_boxes"] == [["tokens_map", 8, 128], ["acts_map", 8, 128]]
     assert record["resources"]["registers"] > 0
     assert sum(record["mmas"].values()) > 0
     assert record["instructions"].items() >= record["mmas"].items()
@@ -32,6 +32,7 @@ def test_inspect_prints_for_people(run: Run, warm_cache: KernelCache) -> None:
     out = run("inspect", entry(warm_cache, "mega_moe_sm90")).out
     for words in (
         "MMA shapes: m64n8k32",
+        "TMA box: tokens_map 8 x 128",
         "TMA box: acts_map 8 x 128",
         "num_experts",
         " x wgmma.mma_async.",
@@ -73,6 +74,8 @@ def test_the_boxes_shown_are_those_of_the_tensor_maps(recipe: str) -> None:
     kernels = [kernel for kernel in plan_kernels(problem, recipe, "sm_90a") if isinstance(kernel, Sm90Config)]
     assert len(kernels) > 1
     for kernel in kernels:
-        acts = Workspace.allocate(kernel.shapes, torch.device("cpu")).acts()
-        ((_, *box),) = kernel.template_values()["tma_boxes"]  # type: ignore[misc, attr-defined]
-        assert tuple(reversed(box)) == acts_tensor_map(acts, kernel.box_rows).spec.box
+        workspace = Workspace.allocate(kernel.shapes, torch.device("cpu"))
+        boxes = kernel.template_values()["tma_boxes"]
+        assert isinstance(boxes, tuple)
+        for (name, *box), pool in zip(boxes, (workspace.tokens(), workspace.acts()), strict=True):
+            assert tuple(reversed(box)) == pool_tensor_map(pool, kernel.box_rows).spec.box, name

@@ -65,20 +65,36 @@ def check_output(
         assert rel_l2(y, reference.y) < BOUNDS[moe.recipe.name]
 
 
-def _pool_rows(moe: MegaMoE, inner: MoeIntermediates, num_tokens: int) -> Tensor:
-    """Return the pool's row of each routed row: an expert's rows begin with a token tile of their own."""
-    tile = plan.token_tile(moe.sym_buffer.problem, moe.recipe, num_tokens)
-    counts = torch.bincount(inner.expert_idx, minlength=moe.sym_buffer.problem.num_local_experts)
+def _pool_rows(moe: MegaMoE, workspace: plan.Workspace, inner: MoeIntermediates, num_tokens: int) -> Tensor:
+    """Return the pool's row of each routed row.
+
+    An expert's rows begin with a token tile of their own, in whatever order the kernel brought them: `routed` says
+    which slot a row is.
+    """
+    problem = moe.sym_buffer.problem
+    tile = plan.token_tile(problem, moe.recipe, num_tokens)
+    counts = torch.bincount(inner.expert_idx, minlength=problem.num_local_experts)
     tiles = (counts + tile - 1) // tile
     first_tile, first_row = tiles.cumsum(0) - tiles, counts.cumsum(0) - counts
-    row = torch.arange(len(inner.expert_idx), device=counts.device)
-    return first_tile[inner.expert_idx] * tile + row - first_row[inner.expert_idx]
+    at = torch.arange(len(inner.expert_idx), device=counts.device)
+    rows = first_tile[inner.expert_idx] * tile + at - first_row[inner.expert_idx]  # the expert's, in some order
+    start = workspace.shapes.workspace().offsets()["routed"]
+    routed = workspace.memory[start : start + workspace.shapes.pool_rows * 4].view(torch.int32)[rows].long()
+    slots = inner.token_idx * problem.num_topk + inner.slot_idx
+    assert torch.equal(inner.expert_idx, inner.expert_idx.sort().values)
+    # Both are permutations of the same slots, expert by expert.
+    order, brought = slots.argsort(), routed.argsort()
+    assert torch.equal(slots[order], routed[brought])
+    assert torch.equal(inner.expert_idx[order], inner.expert_idx[brought])
+    found = torch.empty_like(rows)
+    found[order] = rows[brought]
+    return found
 
 
 def _check_first_half(moe: MegaMoE, inner: MoeIntermediates, intermediate: int, num_tokens: int) -> Tensor:
     """Compare the activations that the kernel left in its pool with the oracle's; return their values [P, I]."""
-    rows = _pool_rows(moe, inner, num_tokens)
     workspace = next(plan for plan in moe.sym_buffer.plans.values() if isinstance(plan, MoePlan)).workspace
+    rows = _pool_rows(moe, workspace, inner, num_tokens)
     fp8 = moe.recipe.name.startswith("fp8")
     acts_pool = workspace.acts()
     pool = acts_pool.view(torch.uint8)[rows].view(acts_pool.dtype)  # CUDA indexes no float8

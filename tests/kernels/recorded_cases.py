@@ -18,6 +18,7 @@ from megamoe_jit.jit.build import build
 from megamoe_jit.jit.compile import CompileOptions
 from megamoe_jit.ops import plan
 from megamoe_jit.ops.weights import TransformedWeights, transform_weights
+from tests.kernels.one_kernel import one_kernel
 
 FOLDER = Path(__file__).parent / "recorded"
 
@@ -59,7 +60,7 @@ class RecordedCase:
         x = torch.from_numpy(rng.standard_normal((self.num_tokens, h))).bfloat16().to(device)
         order = np.ascontiguousarray(np.argsort(rng.random((self.num_tokens, e)), axis=1)[:, : self.num_topk])
         topk_weights = torch.from_numpy(rng.random((self.num_tokens, self.num_topk), np.float32)).to(device)
-        with compiled(fmad=fmad):
+        with compiled(fmad=fmad), one_kernel(self.num_tokens):
             pair = transform_weights(weights, self.recipe, "sm_90a")
             moe = MegaMoE((without_fit(pair[0]), without_fit(pair[1])), activation=self.activation)
             return moe(x, torch.from_numpy(order).to(device), topk_weights)

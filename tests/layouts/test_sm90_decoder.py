@@ -94,15 +94,16 @@ def epilogue_rows(layout: Sm90WeightLayout, d: np.ndarray, kind: str) -> np.ndar
             for warp in range(4):
                 for j in range(8):
                     first, second = d[tile, m64, 16 * warp + j], d[tile, m64, 16 * warp + j + 8]
+                    in_block = 64 * (m64 // 2) + 16 * (j // 2) + 4 * warp + 2 * (j % 2) + m64 % 2
                     if kind == "l1_gated":
-                        i = 128 * tile + 32 * m64 + 8 * warp + j
+                        i = 128 * tile + in_block
                         out[i], out[layout.padded_rows + i] = first, second
                     elif kind == "l1_plain":
-                        i = 256 * tile + 32 * m64 + 8 * warp + j
+                        i = 256 * tile + in_block
                         out[i], out[i + 128] = first, second
                     else:
-                        h = 256 * tile + 128 * (m64 // 2) + 32 * warp + 4 * j + 2 * (m64 % 2)
-                        out[h], out[h + 1] = first, second
+                        h = 256 * tile + 64 * m64 + 16 * warp + j
+                        out[h], out[h + 8] = first, second
     assert not np.isnan(out).any()
     return out
 
@@ -161,5 +162,4 @@ def test_every_code_at_every_offset_under_every_scale(element: Sm90Element) -> N
     if element is Sm90Element.E4M3:
         expected = expected.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
     for row in range(127):
-        wg, warp, j, m, half = row // 128, row // 32, row // 4 % 8, row // 2 % 2, row % 2
-        assert np.array_equal(a[0, 2 * wg + m, 16 * warp + j + 8 * half], expected[row])
+        assert np.array_equal(a[0, row // 64, row % 64], expected[row])

@@ -101,12 +101,13 @@ def test_codes_and_scales_stay_in_their_part_of_their_block(layout: Sm90WeightLa
 @pytest.mark.parametrize(
     ("order", "element", "row", "k", "word_byte", "bits", "scale_byte"),
     [
-        # up row 45: m64 1, warp 1, j 5; k 77: unit 1, t 0, offset 13: thread 52, word 3, offset 5 of the word
-        (RowOrder.L1_GATED, Sm90Element.E4M3, 128 + 45, 77, (3 * 128 + 52) * 16 + 12, (20, 21, 22, 11), 16384 + 873),
-        (RowOrder.L1_GATED, Sm90Element.BF16, 128 + 45, 77, (3 * 128 + 52) * 16 + 12, (26, 27, 28, 3), 16384 + 873),
-        # hidden 2 of a tile: m64 1, j 0, half 0; k 20: t 1, offset 4
-        (RowOrder.L2, Sm90Element.E4M3, 2, 20, (2 * 128 + 1) * 16, (16, 17, 18, 3), 16384 + 514),
-        (RowOrder.L2, Sm90Element.BF16, 2, 20, (2 * 128 + 1) * 16, (10, 11, 12, 19), 16384 + 514),
+        # up row 45 = 0 + 16 * 2 + 4 * 3 + 2 * 0 + 1: m64 1, warp 3, j 2 * 2 + 0; k 77: unit 1, t 0, offset 13:
+        # thread 112, word 3, offset 5 of the word
+        (RowOrder.L1_GATED, Sm90Element.E4M3, 128 + 45, 77, (3 * 128 + 112) * 16 + 12, (20, 21, 22, 11), 16384 + 993),
+        (RowOrder.L1_GATED, Sm90Element.BF16, 128 + 45, 77, (3 * 128 + 112) * 16 + 12, (26, 27, 28, 3), 16384 + 993),
+        # hidden 90 of a tile: m64 1, warp 1, half 1, j 2; k 20: t 1, offset 4: thread 41, word 2
+        (RowOrder.L2, Sm90Element.E4M3, 90, 20, (2 * 128 + 41) * 16 + 8, (16, 17, 18, 3), 16384 + 595),
+        (RowOrder.L2, Sm90Element.BF16, 90, 20, (2 * 128 + 41) * 16 + 8, (10, 11, 12, 19), 16384 + 595),
         # intermediate 128 of a tile: half 1 of thread 0
         (RowOrder.L1_PLAIN, Sm90Element.E4M3, 128, 0, 8, (0, 1, 2, 7), 16384 + 1),
         (RowOrder.L1_PLAIN, Sm90Element.BF16, 128, 0, 8, (4, 5, 6, 13), 16384 + 1),
@@ -132,10 +133,31 @@ def test_threads_own_what_the_epilogue_needs() -> None:
         (gate_owner, gate_half), (up_owner, up_half) = owner(gated, i), owner(gated, 128 + i)
         assert (gate_owner, gate_half, up_half) == (up_owner, 0, 1)
         assert owner(plain, i)[0] == owner(plain, 128 + i)[0]
-    for h in range(0, 256, 4):  # four neighbours: two m64 of one warpgroup, two rows each, the same lane
-        places = [owner(down, h + d) for d in range(4)]
-        assert [half for _, half in places] == [0, 1, 0, 1]
-        assert places[0][0] == places[1][0] == places[2][0] - 64 == places[3][0] - 64
+    for layout in (gated, plain):  # neighbours: the same lane's in the two m64 of one warpgroup
+        for i in range(0, 128, 2):
+            assert owner(layout, i)[0] == owner(layout, i + 1)[0] - 64
+            assert owner(layout, i)[0] // 64 % 2 == 0
+    for h in range(256):  # rows of a tile lie as they are: a warp's 8 lanes of a column have 8 neighbours
+        assert int(down.packed_row(torch.tensor(h))) == h
+
+
+@pytest.mark.parametrize("element", Sm90Element)
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_warps_activations_of_a_column_are_neighbours_in_the_row_that_l2_reads(
+    element: Sm90Element, gated: bool
+) -> None:
+    """What epilogue L1 stores without looking at the order: 8 lanes' pairs are a 16-byte piece (two in BF16)."""
+    layout, _ = sm90_layouts(hidden=256, intermediate=256, gated=gated, element=element)
+    stored_at = torch.empty(128, dtype=torch.int64)
+    stored_at[permute_token_k(torch.arange(128), element)] = torch.arange(128)
+    packed = layout.packed_row(torch.arange(128))
+    m64, warp, half, j = packed // 64, packed % 64 // 16, packed // 8 % 2, packed % 8
+    assert not half.any()
+    if element is Sm90Element.E4M3:
+        expected = 64 * (m64 // 2) + 16 * warp + 2 * j + m64 % 2
+    else:
+        expected = 64 * (m64 // 2) + 16 * warp + 8 * (j % 2) + 2 * (j // 2) + m64 % 2
+    assert torch.equal(stored_at, expected)
 
 
 def test_sizes() -> None:

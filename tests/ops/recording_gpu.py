@@ -30,7 +30,8 @@ def kernel(config: Sm90Config | Sm90StagingConfig) -> Any:
         params = f".param .align 8 .b8 {name}_param_0[{STAGING_PARAMS.num_bytes(num_ranks=1)}]"
     else:
         size = MEGA_MOE_PARAMS.num_bytes(num_ranks=1)
-        params = f".param .align 8 .b8 {name}_param_0[{size}], .param .align 64 .b8 {name}_param_1[128]"
+        maps = "".join(f", .param .align 64 .b8 {name}_param_{number}[128]" for number in (1, 2))
+        params = f".param .align 8 .b8 {name}_param_0[{size}]{maps}"
     ptx = f".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry {name}({params})\n"
     ptx += f".maxntid {config.num_threads}, 1, 1\n{{\n ret;\n}}\n"
     cubin = b"\x7fELF" + repr(config).encode()
@@ -56,7 +57,7 @@ class RecordingDriver(FakeDriver):
     def _cuLaunchKernelEx(self, config: Any, function: Any, params: int, extra: int) -> tuple[()]:
         launched = self.loaded[int(function) - 0x9000].config
         is_staging = isinstance(launched, Sm90StagingConfig)
-        self.param_sizes = [ctypes.sizeof(StagingParams)] if is_staging else [ctypes.sizeof(MegaMoeParams), 128]
+        self.param_sizes = [ctypes.sizeof(StagingParams)] if is_staging else [ctypes.sizeof(MegaMoeParams), 128, 128]
         self.gpu.configs.append(launched)
         return super()._cuLaunchKernelEx(config, function, params, extra)
 

@@ -10,7 +10,7 @@ import torch
 
 from megamoe_jit import ActivationSpec, ArgumentError, LaunchError, SymmBuffer, get_recipe
 from megamoe_jit.ops import plan
-from megamoe_jit.ops.plan import MoePlan, Workspace, acts_tensor_map, moe_plan
+from megamoe_jit.ops.plan import MoePlan, Workspace, moe_plan, pool_tensor_map
 from megamoe_jit.ops.tokens import quantize_tokens
 from megamoe_jit.recipes import choose_config, plan_kernels
 from megamoe_jit.recipes.params import SYM_PARTS
@@ -39,7 +39,8 @@ NUM_SMS = 132
 def pool_rows(capacity: int = CAPACITY) -> int:
     """Rows of the pool: all slots, and room to fill each expert's last token tile, whichever tile is taken."""
     slots, widest = capacity * TOPK, 128
-    return slots + min(slots, EXPERTS) * (widest - 1)
+    rows = slots + min(slots, EXPERTS) * (widest - 1)
+    return -(-rows // 4) * 4
 
 
 def base(made: SymmBuffer) -> int:
@@ -113,8 +114,52 @@ def test_the_fused_launch_gets_everything(gpu: RecordingGpu, monkeypatch: pytest
     begin, layout = workspace.memory.data_ptr(), workspace.shapes.workspace()
     assert {name: getattr(params, name) - begin for name in layout.offsets()} == layout.offsets()
     assert workspace.memory.numel() == layout.num_bytes
-    assert not workspace.memory[layout.offsets()["list_ready"] :].any()
+    assert not workspace.memory[layout.offsets()["rows_ready"] :].any()
     assert made.num_staged is None
+
+
+def test_a_call_over_staged_tokens_has_no_x(gpu: RecordingGpu) -> None:
+    """Tokens and routing are those of the buffer, the indices as wide as staging wrote them."""
+    for dtype, index_bytes in ((torch.int64, 8), (torch.int32, 4)):
+        made = stage(sym_buffer=buffer(topk_idx_dtype=dtype))
+        call(sym_buffer=made)
+        params = gpu.mega()[2]
+        assert (params.x, params.x_stride_bytes) == (0, 0)
+        begin = base(made)
+        assert (params.topk_idx, params.topk_weights) == tuple(
+            begin + made.offsets[part] for part in ("topk_idx", "topk_weights")
+        )
+        assert params.topk_idx_bytes == index_bytes
+
+
+@pytest.mark.parametrize("recipe", ["fp8_nvfp4", "bf16_nvfp4"])
+def test_a_layer_launches_once_and_gives_the_kernel_its_arguments(gpu: RecordingGpu, recipe: str) -> None:
+    """The kernel reads x and the routing where the caller has them; a call over staged tokens forgets them again."""
+    moe = layer(weights=transformed(recipe))
+    x, (topk_idx, topk_weights) = tokens(), routing(6, torch.int32)
+    for count in (1, 2, 3):
+        moe(x, topk_idx, topk_weights)
+        assert [type(config) for config in gpu.configs] == [Sm90Config] * count
+    params = gpu.mega()[2]
+    assert (params.x, params.x_stride_bytes) == (x.data_ptr(), 2 * HIDDEN)
+    assert (params.topk_idx, params.topk_weights) == (topk_idx.data_ptr(), topk_weights.data_ptr())
+    assert (params.topk_idx_bytes, params.num_tokens) == (4, 6)
+    assert moe.sym_buffer.topk_idx.dtype == torch.int64  # the buffer's own indices may be of another width
+    stage(sym_buffer=moe.sym_buffer)
+    l1, l2 = transformed(recipe)
+    call(l1_weights=l1, l2_weights=l2, sym_buffer=moe.sym_buffer)
+    params = gpu.mega()[2]
+    assert (params.x, params.topk_idx_bytes) == (0, 8)
+
+
+def test_staged_tokens_are_gone_after_a_layers_call(gpu: RecordingGpu) -> None:
+    """A layer's call with tokens of its own drops what was staged before, and the next call stages the views."""
+    moe = layer(num_topk=TOPK, max_tokens_per_rank=CAPACITY)
+    made = stage(sym_buffer=moe.sym_buffer)
+    moe(tokens(), *routing())
+    assert made.num_staged is None
+    call(sym_buffer=made)
+    assert [getattr(config, "source_is_codes", None) for config in gpu.configs] == [False, None, True, None]
 
 
 def test_a_very_long_timeout_fits_the_field(gpu: RecordingGpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,11 +181,12 @@ def test_rows_may_lie_apart(gpu: RecordingGpu, recipe: str) -> None:
     topk_idx, topk_weights = routing(6, torch.int32)
     l1, l2 = transformed(recipe)
     layer(weights=(l1, l2))(wide[:, 30 : 30 + HIDDEN], topk_idx, topk_weights, out=out[:, 5 : 5 + HIDDEN])
-    _, _, staging = gpu.staging()
-    assert (staging.x, staging.x_stride_bytes) == (wide.data_ptr() + 60, 400)
-    assert (staging.topk_idx, staging.topk_idx_bytes) == (topk_idx.data_ptr(), 4)
     _, _, params = gpu.mega()
     assert (params.y, params.y_stride) == (out.data_ptr() + 10, 300)
+    stage(x=wide[:, 30 : 30 + HIDDEN], topk_idx=topk_idx, topk_weights=topk_weights, sym_buffer=buffer(recipe=recipe))
+    for taken in (params, gpu.staging()[2]):
+        assert (taken.x, taken.x_stride_bytes) == (wide.data_ptr() + 60, 400)
+        assert (taken.topk_idx, taken.topk_idx_bytes) == (topk_idx.data_ptr(), 4)
 
 
 @pytest.mark.parametrize("recipe", ["fp8_nvfp4", "bf16_nvfp4"])
@@ -183,9 +229,9 @@ def test_the_view_of_int32_indices_is_read_as_such(gpu: RecordingGpu) -> None:
 
 
 def test_staged_tokens_are_not_staged_again(gpu: RecordingGpu) -> None:
-    moe = layer()
+    made = buffer()
     for _ in range(3):
-        moe(tokens(), *routing())
+        call(sym_buffer=stage(sym_buffer=made))
     kinds = [type(config) for config in gpu.configs]
     assert kinds == [Sm90StagingConfig, Sm90Config] * 3
 
@@ -258,7 +304,8 @@ def test_a_repeated_call_only_launches(gpu: RecordingGpu) -> None:
     first = [launched.params for launched in gpu.launches]
     with gpu.only_launches():
         moe(x, topk_idx, topk_weights, out=y)
-    assert [launched.params for launched in gpu.launches[2:]] == first
+    assert len(first) == 1
+    assert [launched.params for launched in gpu.launches[1:]] == first
 
 
 def test_each_call_has_its_own_outputs(gpu: RecordingGpu) -> None:
@@ -267,7 +314,7 @@ def test_each_call_has_its_own_outputs(gpu: RecordingGpu) -> None:
     stats = torch.zeros(EXPERTS, dtype=torch.int32)
     moe(tokens(), *routing(), out=outputs[0], recv_stats=stats)
     moe(tokens(), *routing(), out=outputs[1])
-    seen = [struct.unpack_from("<Q", launched.params[0], 0)[0] for launched in gpu.launches[1::2]]
+    seen = [struct.unpack_from("<Q", launched.params[0], 0)[0] for launched in gpu.launches]
     assert seen == [base(moe.sym_buffer)] * 2
     assert gpu.mega()[2].y == outputs[1].data_ptr()
     assert gpu.mega()[2].recv_stats == 0
@@ -284,7 +331,11 @@ def test_layers_of_a_model_share_kernels_and_workspace(gpu: RecordingGpu) -> Non
         assert (params.l1_weights, params.l2_weights) == (l1.data.data_ptr(), l2.data.data_ptr())
         assert (params.l1_bias, params.l2_bias) == (address(l1.bias), address(l2.bias))
     assert len(workspaces(shared)) == 1
-    assert gpu.asked == list(plan_kernels(shared.problem, "fp8_nvfp4", "sm_90a"))  # once each
+    planned = plan_kernels(shared.problem, "fp8_nvfp4", "sm_90a")
+    assert gpu.asked == [kernel for kernel in planned if isinstance(kernel, Sm90Config)]  # once each
+    moes[0].prepare()
+    assert set(gpu.asked) == set(planned)
+    assert len(gpu.asked) == len(planned)
 
 
 def test_weights_are_checked_once(gpu: RecordingGpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +364,7 @@ def test_activations_have_plans_of_their_own(gpu: RecordingGpu) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["fp8_nvfp4", "bf16_nvfp4"])
-def test_the_tensor_map_covers_the_pool(gpu: RecordingGpu, recipe: str) -> None:
+def test_tensor_maps_cover_the_pools(gpu: RecordingGpu, recipe: str) -> None:
     l1, l2 = transformed(recipe)
     made = stage(sym_buffer=buffer(recipe=recipe))
     call(l1_weights=l1, l2_weights=l2, sym_buffer=made)
@@ -325,19 +376,30 @@ def test_the_tensor_map_covers_the_pool(gpu: RecordingGpu, recipe: str) -> None:
         scales = workspace.acts_sf()
         assert (scales.dtype, tuple(scales.shape)) == (torch.float32, (1, pool_rows()))
         assert scales.data_ptr() == params.acts_sf
-    rows = config.template_values()["tma_boxes"][0][1]  # type: ignore[index]
-    described = acts_tensor_map(acts, rows)
-    assert described.address == acts.data_ptr() == params.acts
-    assert described.spec.dims == (128, pool_rows())
-    assert described.spec.box == (128 // acts.element_size(), rows)
-    assert "B128" in described.spec.swizzle.name
+    boxes = config.template_values()["tma_boxes"]
+    assert isinstance(boxes, tuple)
+    pools = ("tokens_map", workspace.tokens(), params.tokens), ("acts_map", acts, params.acts)
     # The recording driver fills the n-th map that it encodes with n.
     encoded = [args for name, args in gpu.driver.calls if name == "cuTensorMapEncodeTiled"]
-    number = launched.params[1][0]
-    assert launched.params[1] == bytes([number] * 128)
-    _, rank, start, dims, _, box, *_ = encoded[number - 1]
-    assert (rank, int(start)) == (2, acts.data_ptr())
-    assert ([int(d) for d in dims], [int(b) for b in box]) == ([128, pool_rows()], list(described.spec.box))
+    for (name, pool, start), box, packed in zip(pools, boxes, launched.params[1:], strict=True):
+        assert tuple(pool.shape) == (pool_rows(), 128)  # both widths are padded to 128
+        assert box == (name, config.box_rows, 128 // pool.element_size())
+        described = pool_tensor_map(pool, config.box_rows)
+        assert described.address == pool.data_ptr() == start
+        assert described.spec.dims == (128, pool_rows())
+        assert described.spec.box == (128 // pool.element_size(), config.box_rows)
+        assert "B128" in described.spec.swizzle.name
+        number = packed[0]
+        assert packed == bytes([number] * 128)
+        _, rank, address_, dims, _, encoded_box, *_ = encoded[number - 1]
+        assert (rank, int(address_)) == (2, pool.data_ptr())
+        assert [int(d) for d in dims] == [128, pool_rows()]
+        assert [int(b) for b in encoded_box] == list(described.spec.box)
+    assert params.tokens != params.acts
+    names = [name for name, _ in moe_plan(made, ActivationSpec(), fast_math=True).tensor_maps()]
+    assert f"tokens, token tile {config.block_n}" in names
+    assert f"acts, token tile {config.block_n}" in names
+    assert len(names) == len(set(names))
 
 
 def test_codes_from_the_quantiser_reach_the_kernel(gpu: RecordingGpu) -> None:

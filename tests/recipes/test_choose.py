@@ -16,9 +16,10 @@ from megamoe_jit.recipes.sm90 import Sm90Config, Sm90StagingConfig, token_tiles
 LAYER = Problem(hidden=4096, intermediate=2048, num_experts=32, num_topk=4, max_tokens_per_rank=8192)
 HOPPER = ("fp8_nvfp4", "bf16_nvfp4", "fp8_mxfp4", "bf16_mxfp4")
 WIDEST = 0
-# Tokens of a call -> tile. A tile of 8 is full at a mean of 4.7 and 1.5 standard deviations more, 16 at 11, 32 at 24.6,
-# 64 at 53; two passes pay from a mean of 256 on.
-TILES = {0: 8, 1: 8, 37: 8, 38: 16, 88: 16, 89: 32, 196: 32, 197: 64, 427: 64, 2047: 64, 2048: WIDEST, 8192: WIDEST}
+# Tokens of a call -> tile. A tile of 8 is full at a mean of 4.7 and 1.5 standard deviations more, 16 at 11, 24 at 17.7,
+# 32 at 24.6, 48 at 38.7, 64 at 53.1; more takes the widest.
+TILES = {0: 8, 1: 8, 37: 8, 38: 16, 88: 16, 89: 24, 141: 24, 142: 32, 196: 32, 197: 48, 309: 48, 310: 64, 424: 64}
+TILES |= {425: WIDEST, 2048: WIDEST, 8192: WIDEST}
 
 
 def widest(problem: Problem, recipe: str) -> int:
@@ -63,8 +64,10 @@ PLANS = [  # capacity, tiles that are built
     (1, [8]),
     (37, [8]),
     (38, [8, 16]),
-    (100, [8, 16, 32]),
-    (512, [8, 16, 32, 64]),
+    (100, [8, 16, 24]),
+    (196, [8, 16, 24, 32]),
+    (424, [8, 16, 24, 32, 48, 64]),
+    (512, [8, 16, 24, 32, 48, 64, 128]),
 ]
 
 
@@ -95,7 +98,7 @@ def test_a_plan_begins_with_the_tile_of_one_token() -> None:
     """With as many slots as experts, each token is one of every expert's; a plan leaves out no tile in between."""
     problem = replace(LAYER, num_experts=16, num_topk=16, max_tokens_per_rank=53)
     tiles = [k.block_n for k in plan_kernels(problem, "bf16_nvfp4", "sm_90a") if isinstance(k, Sm90Config)]
-    assert tiles == [8, 16, 32, 64]
+    assert tiles == [8, 16, 24, 32, 48, 64]
 
 
 @pytest.mark.parametrize("recipe", HOPPER)

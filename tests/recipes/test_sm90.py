@@ -130,9 +130,7 @@ def test_registers_of_the_roles_fit_an_sm(problem: Problem, recipe: str) -> None
     assert constants["loader_registers"] % 8 == constants["consumer_registers"] % 8 == 0  # type: ignore[operator]
     assert constants["num_threads"] == 128 * (1 + consumers)
     assert constants["first_consumer_thread"] == 128
-    # Loader threads are warps 1, 2, ... of the first warpgroup, beside the one that loads weights.
-    assert 32 + int(constants["num_acts_loader_threads"]) <= 128
-    assert constants["full_arrivals"] == 1 + int(constants["num_acts_loader_threads"])
+    assert constants["full_arrivals"] == 2  # one thread loads weights, one activations
     assert constants["empty_arrivals"] == 4 * consumers
 
 
@@ -157,12 +155,13 @@ def test_parts_in_device_memory_lie_apart_and_aligned(recipe: str, activation: A
     }
     padded = 2944 if activation.gated else 3072
     workspace = {field.name: field.num_bytes for field in shapes.workspace().fields}
+    assert workspace["tokens"] == shapes.pool_rows * 2944 * act
     assert workspace["acts"] == shapes.pool_rows * padded * act
     assert workspace["acts_sf"] == padded // 128 * shapes.pool_rows * 4
     for part in ("routed", "routed_sf", "routed_weights"):
-        assert workspace[part] == slots * 4
-    assert workspace["list_ready"] == 32 * 4
+        assert workspace[part] == shapes.pool_rows * 4  # beside their rows of the pool
     # One counter for each token tile: an expert's last one may hold a single token.
+    assert workspace["rows_ready"] == workspace["l1_done"]
     assert workspace["l1_done"] // 4 >= max(
         sum(-(-share // 8) for share in shares)
         for shares in ([slots], [1] * 31 + [slots - 31], [slots // 32] * 32, [97] * 31 + [slots - 97 * 31])
@@ -173,7 +172,34 @@ def test_parts_in_device_memory_lie_apart_and_aligned(recipe: str, activation: A
     for layout, counters in ((shapes.symmetric(), ()), (shapes.workspace(), ("l1_done", "l2_done", "exited"))):
         assert all(begin % (16 if name in counters else 1024) == 0 for name, begin, _ in spans(layout))
     # The counters come last, in one run that is zeroed at once.
-    assert [name for name, _, _ in spans(shapes.workspace())][-4:] == ["list_ready", "l1_done", "l2_done", "exited"]
+    assert [name for name, _, _ in spans(shapes.workspace())][-4:] == ["rows_ready", "l1_done", "l2_done", "exited"]
+
+
+@given(
+    capacity=st.integers(1, 40),
+    num_experts=st.integers(1, 9),
+    num_topk=st.integers(1, 5),
+    activation=st.sampled_from([ActivationSpec(), RELU2]),
+    data=st.data(),
+)
+def test_the_pool_holds_every_routing(
+    capacity: int, num_experts: int, num_topk: int, activation: ActivationSpec, data: st.DataObject
+) -> None:
+    """Whatever experts the slots go to, each tile's rows lie in the pool, and each has a counter."""
+    num_topk = min(num_topk, num_experts)
+    problem = replace(
+        LAYER, num_experts=num_experts, num_topk=num_topk, max_tokens_per_rank=capacity, activation=activation
+    )
+    recipe = get_recipe("fp8_nvfp4")
+    shapes = Sm90Shapes(problem=problem, recipe=recipe)
+    sizes = {field.name: field.num_bytes for field in shapes.workspace().fields}
+    of_slots = data.draw(st.lists(st.integers(0, num_experts - 1), max_size=capacity * num_topk))
+    rows = [of_slots.count(expert) for expert in range(num_experts)]
+    assert shapes.pool_rows % 4 == 0  # a bulk copy of scale factors starts at 16 bytes in every row block
+    for tile in token_tiles(problem, recipe):
+        tiles = sum(-(-count // tile) for count in rows)
+        assert tiles * tile <= shapes.pool_rows
+        assert tiles * 4 <= sizes["rows_ready"]
 
 
 REJECTED = [
@@ -267,7 +293,10 @@ def test_template_values(recipe: str) -> None:
         assert isinstance(widths, tuple)
         assert widths[-1] == kernel.block_n
         assert list(widths) == sorted(set(widths))
-        ((name, rows, columns),) = values["tma_boxes"]  # type: ignore[misc]
-        assert name == "acts_map"
-        assert kernel.block_n % rows == 0
-        assert columns * kernel.shapes.act_bytes == 128
+        boxes = values["tma_boxes"]
+        assert isinstance(boxes, tuple)
+        assert [name for name, _, _ in boxes] == ["tokens_map", "acts_map"]
+        for _, rows, columns in boxes:
+            assert kernel.block_n % rows == 0
+            assert rows % 8 == 0  # the swizzle's pattern
+            assert columns * kernel.shapes.act_bytes == 128

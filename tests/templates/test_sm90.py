@@ -58,11 +58,18 @@ def test_a_fused_kernel(name: str) -> None:
         assert histogram.get(opcode, 0) >= 1, opcode
     assert any(opcode.startswith("mbarrier.try_wait.parity") for opcode in histogram)
     assert any(opcode.startswith("fence.proxy.async") for opcode in histogram)
+    # Tokens come by TMA: threads copy single words (columns) only. Results of L2, and E4M3 codes, leave by stmatrix.
+    assert {opcode for opcode in histogram if re.match(r"cp\.async\.c[ag]", opcode)} == {"cp.async.ca.shared.global"}
+    columns = {width // 8 for width in widths}
+    fours = {4} if max(columns) >= 4 else set()
+    tails = {part for groups in columns for part in (2, 1) if groups & part}
+    stores = {int(number) for number in re.findall(r"stmatrix\S*\.x(\d)\.trans", " ".join(histogram))}
+    assert stores == fours | tails
 
     signature = parse_signature(artifact.ptx, config.kernel_name)
-    params, acts_map = signature.params
+    params, *maps = signature.params
     assert params.size == MEGA_MOE_PARAMS.num_bytes(num_ranks=1) == config.constants()["param_bytes"]
-    assert (acts_map.size, acts_map.alignment) == (128, 64)
+    assert [(described.size, described.alignment) for described in maps] == [(128, 64)] * 2
     assert signature.max_threads == config.num_threads
 
 

@@ -185,12 +185,12 @@ namespace comm {
 enum class WaitFor : uint32_t {
     kStageFull = 1,     // consumer: tokens and weights of a stage
     kStageEmpty = 2,    // loader: consumers to release a stage
-    kRoutedList = 3,    // token loader: the list of an expert's tokens
+    kRoutedList = 3,    // sm_100 dispatch, consumer: the list of an expert's tokens
     kL1Tiles = 4,       // token loader: L1 of a token tile, before L2 reads it
     kL2Tiles = 5,       // combine: all L2 tiles
     kAccumFull = 6,     // epilogue: the MMAs of a tile
     kAccumEmpty = 7,    // mma: the epilogue to release an accumulator
-    kDispatch = 8,      // load: the routed rows of a token tile
+    kDispatch = 8,      // loader: the routed rows of a token tile
     kRingTile = 9,      // dispatch: L2 of the token tile that had a place in the ring before
 };
 
@@ -437,7 +437,7 @@ __device__ __forceinline__ bool elect_one() {
 }  // namespace ptx
 #line 7 "/gemm/gemm_context.cuh"
 #line 1 "/ptx/copy.cuh"
-// Asynchronous copies into shared memory: bulk and tensor copies (TMA), and cp.async with an mbarrier arrival.
+// Asynchronous copies into shared memory: bulk and tensor copies (TMA), and cp.async.
 // PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy".
 //#pragma once
 //#include "types.cuh"
@@ -468,6 +468,12 @@ __device__ __forceinline__ void cp_async_bulk(uint32_t smem, const void* global,
         : "memory");
 }
 
+// The same without a policy.
+__device__ __forceinline__ void cp_async_bulk(uint32_t smem, const void* global, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem), "l"(global), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 // Loads the box at (x, y), innermost coordinate first; parts outside of the tensor arrive as zeros and count as bytes.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t smem, const TensorMap* map, int32_t x, int32_t y, uint32_t barrier) {
     asm volatile(
@@ -476,19 +482,13 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t smem, const Ten
         : "memory");
 }
 
-// Copies 16 bytes past L1, or writes 16 zeros when `is_valid` is false (`global` is then not read).
-__device__ __forceinline__ void cp_async_16(uint32_t smem, const void* global, bool is_valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem), "l"(global), "r"(is_valid ? 16u : 0u) : "memory");
+// Copies 4 bytes by the generic proxy, behind the thread's back.
+__device__ __forceinline__ void cp_async_4(uint32_t smem, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(smem), "l"(global) : "memory");
 }
 
-__device__ __forceinline__ void cp_async_4(uint32_t smem, const void* global, bool is_valid) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem), "l"(global), "r"(is_valid ? 4u : 0u) : "memory");
-}
-
-// Arrives on `barrier` (one of its counted arrivals) once all earlier cp.async of this thread have landed.
-__device__ __forceinline__ void cp_async_mbarrier_arrive(uint32_t barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
+// Waits for all of this thread's cp.async.
+__device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 }  // namespace ptx
 #line 8 "/gemm/gemm_context.cuh"
@@ -757,6 +757,22 @@ namespace ptx {
 // Named barrier `id` for `threads` threads (a multiple of 32) of the block.
 __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
+// column l % 8 of matrix l / 8 goes to the 16 bytes at lane l's address. PTX ISA, "stmatrix".
+template <uint32_t kNum>
+__device__ __forceinline__ void stmatrix_trans(uint32_t address, const uint32_t* matrices) {
+    static_assert(kNum == 1 || kNum == 2 || kNum == 4);
+    if constexpr (kNum == 4) {
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(matrices[0]), "r"(matrices[1]),
+                     "r"(matrices[2]), "r"(matrices[3])
+                     : "memory");
+    } else if constexpr (kNum == 2) {
+        asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(matrices[0]), "r"(matrices[1]) : "memory");
+    } else {
+        asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(matrices[0]) : "memory");
+    }
 }
 
 template <uint32_t kRegisters>

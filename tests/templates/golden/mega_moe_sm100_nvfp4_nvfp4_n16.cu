@@ -227,12 +227,12 @@ namespace comm {
 enum class WaitFor : uint32_t {
     kStageFull = 1,     // consumer: tokens and weights of a stage
     kStageEmpty = 2,    // loader: consumers to release a stage
-    kRoutedList = 3,    // token loader: the list of an expert's tokens
+    kRoutedList = 3,    // sm_100 dispatch, consumer: the list of an expert's tokens
     kL1Tiles = 4,       // token loader: L1 of a token tile, before L2 reads it
     kL2Tiles = 5,       // combine: all L2 tiles
     kAccumFull = 6,     // epilogue: the MMAs of a tile
     kAccumEmpty = 7,    // mma: the epilogue to release an accumulator
-    kDispatch = 8,      // load: the routed rows of a token tile
+    kDispatch = 8,      // loader: the routed rows of a token tile
     kRingTile = 9,      // dispatch: L2 of the token tile that had a place in the ring before
 };
 
@@ -381,6 +381,9 @@ struct Params {
     float routed_scaling_factor;
 };
 static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs other fields");
+
+// The global expert that a slot of this rank was routed to, or -1 (also for indices that are no expert).
+__device__ __forceinline__ int32_t home_expert(const Params& params, uint32_t slot) { return comm::routed_expert(params.peers, params.sym, params.rank, slot); }
 
 }  // namespace mega_moe
 #line 5 "/mega_moe/context_sm100.cuh"
@@ -559,7 +562,7 @@ static_assert(sizeof(SharedStorage) == config::kSmemBytes, "recipes/sm100.py pla
 }  // namespace mega_moe
 #line 7 "/mega_moe/context_sm100.cuh"
 #line 1 "/ptx/copy.cuh"
-// Asynchronous copies into shared memory: bulk and tensor copies (TMA), and cp.async with an mbarrier arrival.
+// Asynchronous copies into shared memory: bulk and tensor copies (TMA), and cp.async.
 // PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy".
 //#pragma once
 //#include "types.cuh"
@@ -590,6 +593,12 @@ __device__ __forceinline__ void cp_async_bulk(uint32_t smem, const void* global,
         : "memory");
 }
 
+// The same without a policy.
+__device__ __forceinline__ void cp_async_bulk(uint32_t smem, const void* global, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem), "l"(global), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 // Loads the box at (x, y), innermost coordinate first; parts outside of the tensor arrive as zeros and count as bytes.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t smem, const TensorMap* map, int32_t x, int32_t y, uint32_t barrier) {
     asm volatile(
@@ -598,19 +607,13 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t smem, const Ten
         : "memory");
 }
 
-// Copies 16 bytes past L1, or writes 16 zeros when `is_valid` is false (`global` is then not read).
-__device__ __forceinline__ void cp_async_16(uint32_t smem, const void* global, bool is_valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem), "l"(global), "r"(is_valid ? 16u : 0u) : "memory");
+// Copies 4 bytes by the generic proxy, behind the thread's back.
+__device__ __forceinline__ void cp_async_4(uint32_t smem, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(smem), "l"(global) : "memory");
 }
 
-__device__ __forceinline__ void cp_async_4(uint32_t smem, const void* global, bool is_valid) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem), "l"(global), "r"(is_valid ? 4u : 0u) : "memory");
-}
-
-// Arrives on `barrier` (one of its counted arrivals) once all earlier cp.async of this thread have landed.
-__device__ __forceinline__ void cp_async_mbarrier_arrive(uint32_t barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
+// Waits for all of this thread's cp.async.
+__device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 }  // namespace ptx
 #line 8 "/mega_moe/context_sm100.cuh"
@@ -624,6 +627,22 @@ namespace ptx {
 // Named barrier `id` for `threads` threads (a multiple of 32) of the block.
 __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
+// column l % 8 of matrix l / 8 goes to the 16 bytes at lane l's address. PTX ISA, "stmatrix".
+template <uint32_t kNum>
+__device__ __forceinline__ void stmatrix_trans(uint32_t address, const uint32_t* matrices) {
+    static_assert(kNum == 1 || kNum == 2 || kNum == 4);
+    if constexpr (kNum == 4) {
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(matrices[0]), "r"(matrices[1]),
+                     "r"(matrices[2]), "r"(matrices[3])
+                     : "memory");
+    } else if constexpr (kNum == 2) {
+        asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(matrices[0]), "r"(matrices[1]) : "memory");
+    } else {
+        asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(matrices[0]) : "memory");
+    }
 }
 
 template <uint32_t kRegisters>
@@ -801,18 +820,10 @@ __device__ __forceinline__ float rcp_approx(float x) {
 
 namespace roles {
 
-// One warp sums 256 neighbouring values of one token, 8 a lane.
-__device__ __forceinline__ void combine_piece(const mega_moe::Params& params, uint32_t token, uint32_t hidden) {
-    const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials) + hidden;
-    float sum[8] = {};
-    for (uint32_t k = 0; k < config::kNumTopk; ++k) {
-        const uint32_t slot = token * config::kNumTopk + k;
-        if (comm::routed_expert(params.peers, params.sym, params.rank, slot) < 0) continue;
-        const uint4 row = ptx::ld_global_cg_v4(partials + uint64_t(slot) * config::kHiddenPadded);
-        const uint32_t pairs[4] = {row.x, row.y, row.z, row.w};
-#pragma unroll
-        for (uint32_t i = 0; i < 4; ++i) sum[2 * i] += ptx::bf16_low(pairs[i]), sum[2 * i + 1] += ptx::bf16_high(pairs[i]);
-    }
+constexpr uint32_t kRuns = 2;                    // of 256 neighbouring values, 8 a lane, that a warp sums at once
+constexpr uint32_t kPieceValues = kRuns * 256;
+
+__device__ __forceinline__ void store_run(const mega_moe::Params& params, uint32_t token, uint32_t hidden, const float (&sum)[8]) {
     const float factor = params.routed_scaling_factor;
     uint16_t* y = params.y + uint64_t(token) * params.y_stride + hidden;
     if constexpr (config::kHidden % 8 == 0) {
@@ -829,8 +840,45 @@ __device__ __forceinline__ void combine_piece(const mega_moe::Params& params, ui
     }
 }
 
+// One warp: kRuns x 256 neighbouring values of a token, from `hidden` on.
+__device__ __forceinline__ void combine_piece(const mega_moe::Params& params, uint32_t token, uint32_t hidden) {
+    const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials) + hidden;
+    // A lane looks at a slot; then all rows are on their way before the first is added.
+    const uint32_t lane = threadIdx.x % 32;
+    static_assert(config::kNumTopk <= 32, "a lane a slot");
+    const uint32_t routed = __ballot_sync(~0u, lane < config::kNumTopk && mega_moe::home_expert(params, token * config::kNumTopk + lane) >= 0);
+    constexpr uint32_t kAtOnce = config::kNumTopk < 6 ? config::kNumTopk : 6;
+    float sum[kRuns][8] = {};
+#pragma unroll 1
+    for (uint32_t first = 0; first < config::kNumTopk; first += kAtOnce) {
+        uint4 rows[kRuns][kAtOnce];
+#pragma unroll
+        for (uint32_t k = 0; k < kAtOnce; ++k) {
+            const uint32_t slot = first + k;
+            const bool is_routed = slot < config::kNumTopk && (routed >> slot & 1);
+            const uint16_t* row = partials + uint64_t(token * config::kNumTopk + slot) * config::kHiddenPadded;
+#pragma unroll
+            for (uint32_t run = 0; run < kRuns; ++run) {
+                const bool is_inside = kPieceValues <= 256 || config::kHiddenPadded % kPieceValues == 0 || hidden + run * 256 < config::kHiddenPadded;
+                rows[run][k] = is_routed && is_inside ? ptx::ld_global_cg_v4(row + run * 256) : uint4{0, 0, 0, 0};
+            }
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+            for (uint32_t run = 0; run < kRuns; ++run) {
+                const uint32_t pairs[4] = {rows[run][k].x, rows[run][k].y, rows[run][k].z, rows[run][k].w};
+#pragma unroll
+                for (uint32_t i = 0; i < 4; ++i) sum[run][2 * i] += ptx::bf16_low(pairs[i]), sum[run][2 * i + 1] += ptx::bf16_high(pairs[i]);
+            }
+        }
+    }
+#pragma unroll
+    for (uint32_t run = 0; run < kRuns; ++run) store_run(params, token, hidden + run * 256, sum[run]);
+}
+
 __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t consumer_thread) {
-    constexpr uint32_t kPieces = (config::kHidden + 255) / 256, kWarps = mega_moe::kNumConsumerThreads / 32;
+    constexpr uint32_t kPieces = (config::kHidden + kPieceValues - 1) / kPieceValues, kWarps = mega_moe::kNumConsumerThreads / 32;
     // One thread polls; what it acquires reaches the others through the barrier.
     if (consumer_thread == 0) {
         comm::wait_counter(ctx.watchdog, ctx.params.l2_done, ctx.scheduler.num_token_tiles() * config::kL2Arrivals, comm::WaitFor::kL2Tiles, 0);
@@ -838,7 +886,7 @@ __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t c
     mega_moe::sync_consumers();
     const uint32_t lane = consumer_thread % 32;
     for (uint32_t i = blockIdx.x * kWarps + consumer_thread / 32; i < ctx.params.num_tokens * kPieces; i += gridDim.x * kWarps) {
-        combine_piece(ctx.params, i / kPieces, i % kPieces * 256 + lane * 8);
+        combine_piece(ctx.params, i / kPieces, i % kPieces * kPieceValues + lane * 8);
     }
 }
 

@@ -2,9 +2,9 @@
 #line 1 "/mega_moe/sm90.cuh"
 // The fused MoE for Hopper: one persistent launch, blocks of one loader and two consumer warpgroups.
 //
-//   all warps      route                    schedule, lists of routed tokens
+//   all warps      dispatch                 schedule; tokens, quantised, to the rows of their experts
 //   warp 0         load_weights             FP4 codes and scale factors by bulk copies
-//   warps 1 .. 3   load_acts                tokens by index (L1), activations by TMA (L2)
+//   warp 1         load_acts                tokens (L1) and activations (L2) by TMA
 //   warps 4 .. 11  mma, epilogue_l1/l2      decode in registers, wgmma, activation, requantise; partials
 //                  combine, cleanup         weighted sum to y
 #line 1 "/mega_moe/context_sm90.cuh"
@@ -56,18 +56,20 @@ constexpr uint32_t kNumPasses = 1;
 constexpr uint32_t kPassM = 256;
 constexpr uint32_t kL1MTiles = 23;
 constexpr uint32_t kL2MTiles = 12;
-constexpr uint32_t kL2Arrivals = 12;
+constexpr uint32_t kL2Arrivals = 24;
 constexpr uint32_t kL1KStages = 23;
 constexpr uint32_t kL2KStages = 23;
+constexpr uint32_t kL2TilesPerL1 = 1;
 constexpr uint32_t kL1BlocksPerTile = 1;
 constexpr uint32_t kNumThreads = 384;
 constexpr uint32_t kNumConsumerWarpgroups = 2;
 constexpr uint32_t kFirstConsumerThread = 128;
-constexpr uint32_t kNumActsLoaderThreads = 96;
-constexpr uint32_t kFullArrivals = 97;
+constexpr uint32_t kMinWidth = 16;
+constexpr uint32_t kWidthStep = 16;
+constexpr uint32_t kFullArrivals = 2;
 constexpr uint32_t kEmptyArrivals = 8;
-constexpr uint32_t kLoaderRegisters = 72;
-constexpr uint32_t kConsumerRegisters = 208;
+constexpr uint32_t kLoaderRegisters = 40;
+constexpr uint32_t kConsumerRegisters = 232;
 constexpr bool kIsFp8 = true;
 constexpr bool kHasTokenScales = true;
 constexpr bool kIsGated = true;
@@ -80,13 +82,13 @@ constexpr uint32_t kWeightBlockBytes = 18432;
 constexpr uint32_t kWeightStageBytes = 18432;
 constexpr uint32_t kStageCodeBytes = 16384;
 constexpr uint32_t kStageScaleBytes = 2048;
-constexpr uint32_t kPassValues = 1;
-constexpr uint32_t kActsTileBytes = 2048;
+constexpr uint32_t kOutBytes = 4096;
+constexpr uint32_t kCodesTileBytes = 16;
 constexpr uint32_t kDecodeTableRows = 128;
 constexpr uint32_t kTableCopies = 16;
 constexpr uint32_t kBoxRows = 16;
-constexpr uint32_t kSmemBytes = 184320;
-constexpr uint32_t kParamBytes = 224;
+constexpr uint32_t kSmemBytes = 186368;
+constexpr uint32_t kParamBytes = 272;
 constexpr uint32_t kActivation = 0;
 constexpr float kAlpha = 1.0f;
 constexpr float kUpBias = 0.0f;
@@ -247,12 +249,12 @@ namespace comm {
 enum class WaitFor : uint32_t {
     kStageFull = 1,     // consumer: tokens and weights of a stage
     kStageEmpty = 2,    // loader: consumers to release a stage
-    kRoutedList = 3,    // token loader: the list of an expert's tokens
+    kRoutedList = 3,    // sm_100 dispatch, consumer: the list of an expert's tokens
     kL1Tiles = 4,       // token loader: L1 of a token tile, before L2 reads it
     kL2Tiles = 5,       // combine: all L2 tiles
     kAccumFull = 6,     // epilogue: the MMAs of a tile
     kAccumEmpty = 7,    // mma: the epilogue to release an accumulator
-    kDispatch = 8,      // load: the routed rows of a token tile
+    kDispatch = 8,      // loader: the routed rows of a token tile
     kRingTile = 9,      // dispatch: L2 of the token tile that had a place in the ring before
 };
 
@@ -321,12 +323,14 @@ struct Params {
     comm::PeerTable peers;
     comm::SymOffsets sym;
     // Workspace of this rank; the counters are zero between calls.
+    // Pool rows are routed rows, expert by expert; each token tile has kBlockN of its own.
+    uint8_t* tokens;         // [pool rows][kHiddenK], K in token order
     uint8_t* acts;           // [pool rows][kIntermediatePadded], K in token order
     float* acts_sf;          // [kIntermediatePadded / 128][pool rows]
-    uint32_t* routed;        // [pool rows]: token * top-k + slot, sorted by expert
-    float* routed_sf;        // [pool rows]: x's scale of each routed token (E4M3)
-    float* routed_weights;   // [pool rows]: its top-k weight
-    uint32_t* list_ready;    // [experts]: the expert's part of `routed` is written
+    uint32_t* routed;        // [pool rows]: token * top-k + slot
+    float* routed_sf;        // [pool rows]: the token's scale (E4M3)
+    float* routed_weights;   // [pool rows]: the slot's top-k weight
+    uint32_t* rows_ready;    // [token tiles]: rows that dispatch has brought
     uint32_t* l1_done;       // [token tiles]: finished L1 tiles
     uint32_t* l2_done;       // [1]: finished L2 tiles of all experts
     uint32_t* exited;        // [1]: blocks that need no counter any more
@@ -343,6 +347,11 @@ struct Params {
     int32_t* recv_stats;     // [experts], added to, or null
     uint16_t* y;             // [num_tokens][hidden] bf16, rows y_stride apart
     uint64_t y_stride;
+    const uint8_t* x;        // [num_tokens][hidden] bf16, rows x_stride_bytes apart; null when staging has put tokens into the buffer
+    uint64_t x_stride_bytes;
+    const uint8_t* topk_idx;    // [num_tokens][kNumTopk] int32 or int64
+    const float* topk_weights;  // [num_tokens][kNumTopk]
+    uint32_t topk_idx_bytes;
     uint32_t num_tokens;
     uint32_t pool_rows;
     uint32_t rank;
@@ -350,12 +359,18 @@ struct Params {
 };
 static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs other fields");
 
+// The global expert that a slot of this rank was routed to, or -1 (also for indices that are no expert).
+__device__ __forceinline__ int32_t home_expert(const Params& params, uint32_t slot) {
+    const int64_t expert = params.topk_idx_bytes == 8 ? reinterpret_cast<const int64_t*>(params.topk_idx)[slot] : reinterpret_cast<const int32_t*>(params.topk_idx)[slot];
+    return expert >= 0 && expert < int64_t(config::kNumExperts) ? int32_t(expert) : -1;
+}
+
 }  // namespace mega_moe
 #line 4 "/mega_moe/context_sm90.cuh"
 #line 1 "/mega_moe/scheduler_sm90.cuh"
 // One tile order that every role walks: all L1 tiles, then all L2 tiles; expert by expert, weight rows outside, tokens inside.
 //
-// Block b takes tiles b, b + gridDim.x, ... Tokens are innermost, so neighbouring blocks read the same weights at the same time.
+// Block b takes every gridDim.x-th tile. Tokens are innermost, so neighbouring blocks read the same weights at the same time.
 // An L2 tile waits only for L1 tiles, which come earlier in every block's walk: with all blocks resident nothing can lock up.
 //#pragma once
 //#include "config.cuh"
@@ -363,8 +378,8 @@ static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs ot
 // Shared memory of the sm_90a kernel. Python plans the same struct (recipes/sm90.py) and the assert below ties the two.
 //#pragma once
 //#include "config.cuh"
-#line 1 "/mega_moe/schedule.cuh"
-// Where each expert's routed rows and token tiles begin; every block computes the same.
+#line 1 "/mega_moe/schedule_sm90.cuh"
+// Which rows each expert gets and where its token tiles begin; every block computes the same, but for `next`.
 //#pragma once
 //#include "config.cuh"
 //#include "types.cuh"
@@ -372,9 +387,11 @@ static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs ot
 namespace mega_moe {
 
 struct Schedule {
-    uint32_t row_begin[config::kNumLocalExperts + 1];   // in the list of routed tokens, expert by expert
-    uint32_t tile_begin[config::kNumLocalExperts + 1];  // token tiles of kBlockN rows
-    uint32_t warp_counts[config::kNumThreads / 32];     // scratch of the routing scan
+    uint32_t rows[config::kNumLocalExperts];            // routed to the expert
+    uint32_t tile_begin[config::kNumLocalExperts + 1];  // token tiles of kBlockN rows, expert by expert
+    uint32_t next[config::kNumLocalExperts];            // the expert's row that this block's next token for it gets
+    float warp_max[config::kNumThreads / 32];           // scratch of dispatch: each warp's largest magnitude
+    uint32_t pool_rows[config::kNumThreads / 32][config::kNumTopk];  // where each warp's token goes, ~0 for nowhere (here)
 };
 
 }  // namespace mega_moe
@@ -437,17 +454,24 @@ __device__ __forceinline__ void wait_full(const comm::Watchdog& watchdog, RingBa
 
 namespace mega_moe {
 
+// Of the columns of a warpgroup's tile.
+struct alignas(16) Columns {
+    float factor[config::kBlockN];   // x's scale (L1), the top-k weight (L2)
+    uint32_t slot[config::kBlockN];  // token * top-k + slot (L2)
+    float alpha[2];                  // of the tile: gate and up (L1), down (L2)
+};
+
 struct SharedStorage {
     alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
     alignas(128) uint8_t weights[config::kNumStages][config::kWeightStageBytes];
-    alignas(128) uint8_t acts[config::kActsTileBytes];       // one L1 tile's activations on their way out
-    alignas(16) float pass_values[config::kPassValues];      // an L1 tile's first pass, until the second is done
+    alignas(128) uint8_t codes[config::kCodesTileBytes];     // an L1 tile's activations on their way out, where `out` has values
+    alignas(128) uint8_t out[config::kOutBytes];             // L2's results on their way out; L1: a first pass's values, until the second's
     alignas(16) float acts_sf[config::kNumStages][config::kBlockN];
     alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];
-    alignas(16) float factor[config::kBlockN];               // by column of the tile: x's scale (L1), top-k weight (L2)
-    float inverse_scale[config::kBlockN];                    // by column: one over the block's scale factor
-    uint32_t slot[config::kBlockN];                          // by column: token * top-k + slot
+    Columns columns[config::kNumConsumerWarpgroups];
+    alignas(16) float inverse_scale[config::kBlockN];        // by column: one over the block's scale factor
     uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude, zero between blocks
+    uint32_t is_last;                                        // cleanup: this block is the last to leave
     Schedule schedule;
     alignas(8) pipeline::RingBarriers ring;
 };
@@ -463,17 +487,14 @@ struct Tile {
     uint32_t expert;      // local
     uint32_t m_tile;      // block of kBlockM weight rows
     uint32_t token_tile;  // over all experts: the index of its counter
-    uint32_t row;         // first row in the list of routed tokens
-    uint32_t pool_row;    // first row in the pool of activations, where each token tile has kBlockN rows of its own
+    uint32_t pool_row;    // first row in the pool, where each token tile has kBlockN rows of its own
     uint32_t num_rows;    // valid ones of kBlockN
     uint32_t width;       // columns that are multiplied: num_rows rounded up to an MMA width
     bool is_l2;
 };
 
-// Widths are multiples of 64 where the tile is wider; the MMA role has an instance for each.
-constexpr uint32_t kWidthStep = config::kBlockN < 64 ? config::kBlockN : 64;
-static_assert(config::kBlockN % kWidthStep == 0);
-static_assert(kWidthStep == config::kBoxRows, "recipes/sm90.py plans other TMA boxes");
+// The MMA role has an instance for each width.
+static_assert((config::kBlockN - config::kMinWidth) % config::kWidthStep == 0 && config::kMinWidth <= config::kBlockN);
 
 struct Scheduler {
     const Schedule& schedule;
@@ -482,29 +503,37 @@ struct Scheduler {
 
     template <typename F>
     __device__ __forceinline__ void for_each_tile(F&& visit) const {
-        const uint32_t num_l1 = num_token_tiles() * config::kL1MTiles, num_all = num_l1 + num_token_tiles() * config::kL2MTiles;
+        const uint32_t num_l1 = num_token_tiles() * config::kL1MTiles, num_l2 = num_token_tiles() * config::kL2MTiles;
         uint32_t expert = 0;
-        bool is_l2 = false;
-        for (uint32_t i = blockIdx.x; i < num_all; i += gridDim.x) {
-            if (!is_l2 && i >= num_l1) {
-                is_l2 = true;
-                expert = 0;
-            }
-            const uint32_t m_tiles = is_l2 ? config::kL2MTiles : config::kL1MTiles, in_phase = is_l2 ? i - num_l1 : i;
-            while (in_phase >= schedule.tile_begin[expert + 1] * m_tiles) ++expert;
-            const uint32_t first = schedule.tile_begin[expert], count = schedule.tile_begin[expert + 1] - first;
-            const uint32_t in_expert = in_phase - first * m_tiles, n = in_expert % count;
-            Tile tile;
-            tile.expert = expert;
-            tile.m_tile = in_expert / count;
-            tile.token_tile = first + n;
-            tile.row = schedule.row_begin[expert] + n * config::kBlockN;
-            tile.pool_row = tile.token_tile * config::kBlockN;
-            tile.num_rows = min(config::kBlockN, schedule.row_begin[expert + 1] - tile.row);
-            tile.width = (tile.num_rows + kWidthStep - 1) / kWidthStep * kWidthStep;
-            tile.is_l2 = is_l2;
-            visit(tile);
+        for (uint32_t i = blockIdx.x; i < num_l1; i += gridDim.x) visit(tile_at<false>(i, expert));
+        expert = 0;
+        // In L1's last round, when it is not full, `idle` blocks have no tile: they have time for `early` L2 tiles of experts that are
+        // done. Nothing is done while there is only one round.
+        const uint32_t last = num_l1 % gridDim.x, idle = num_l1 > gridDim.x && last > 0 ? gridDim.x - last : 0;
+        const uint32_t early = idle * config::kL2TilesPerL1;
+        if (idle > 0 && blockIdx.x >= last) {
+            for (uint32_t i = blockIdx.x - last; i < min(early, num_l2); i += idle) visit(tile_at<true>(i, expert));
         }
+        const uint32_t place = idle > 0 ? blockIdx.x : (blockIdx.x + gridDim.x - last) % gridDim.x;
+        for (uint32_t i = early + place; i < num_l2; i += gridDim.x) visit(tile_at<true>(i, expert));
+    }
+
+    // Tile i of a layer; `expert` is that of an earlier tile, and becomes this one's.
+    template <bool kIsL2>
+    __device__ __forceinline__ Tile tile_at(uint32_t i, uint32_t& expert) const {
+        constexpr uint32_t kMTiles = kIsL2 ? config::kL2MTiles : config::kL1MTiles;
+        while (i >= schedule.tile_begin[expert + 1] * kMTiles) ++expert;
+        const uint32_t first = schedule.tile_begin[expert], count = schedule.tile_begin[expert + 1] - first;
+        const uint32_t in_expert = i - first * kMTiles, n = in_expert % count;
+        Tile tile;
+        tile.expert = expert;
+        tile.m_tile = in_expert / count;
+        tile.token_tile = first + n;
+        tile.pool_row = tile.token_tile * config::kBlockN;
+        tile.num_rows = min(config::kBlockN, schedule.rows[expert] - n * config::kBlockN);
+        tile.width = max(config::kMinWidth, config::kBlockN - (config::kBlockN - tile.num_rows) / config::kWidthStep * config::kWidthStep);
+        tile.is_l2 = kIsL2;
+        return tile;
     }
 };
 
@@ -512,7 +541,7 @@ struct Scheduler {
 #line 5 "/mega_moe/context_sm90.cuh"
 //#include "mega_moe/storage_sm90.cuh"
 #line 1 "/ptx/copy.cuh"
-// Asynchronous copies into shared memory: bulk and tensor copies (TMA), and cp.async with an mbarrier arrival.
+// Asynchronous copies into shared memory: bulk and tensor copies (TMA), and cp.async.
 // PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy".
 //#pragma once
 //#include "types.cuh"
@@ -543,6 +572,12 @@ __device__ __forceinline__ void cp_async_bulk(uint32_t smem, const void* global,
         : "memory");
 }
 
+// The same without a policy.
+__device__ __forceinline__ void cp_async_bulk(uint32_t smem, const void* global, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem), "l"(global), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 // Loads the box at (x, y), innermost coordinate first; parts outside of the tensor arrive as zeros and count as bytes.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t smem, const TensorMap* map, int32_t x, int32_t y, uint32_t barrier) {
     asm volatile(
@@ -551,19 +586,13 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t smem, const Ten
         : "memory");
 }
 
-// Copies 16 bytes past L1, or writes 16 zeros when `is_valid` is false (`global` is then not read).
-__device__ __forceinline__ void cp_async_16(uint32_t smem, const void* global, bool is_valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem), "l"(global), "r"(is_valid ? 16u : 0u) : "memory");
+// Copies 4 bytes by the generic proxy, behind the thread's back.
+__device__ __forceinline__ void cp_async_4(uint32_t smem, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(smem), "l"(global) : "memory");
 }
 
-__device__ __forceinline__ void cp_async_4(uint32_t smem, const void* global, bool is_valid) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem), "l"(global), "r"(is_valid ? 4u : 0u) : "memory");
-}
-
-// Arrives on `barrier` (one of its counted arrivals) once all earlier cp.async of this thread have landed.
-__device__ __forceinline__ void cp_async_mbarrier_arrive(uint32_t barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
+// Waits for all of this thread's cp.async.
+__device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 }  // namespace ptx
 #line 7 "/mega_moe/context_sm90.cuh"
@@ -577,6 +606,22 @@ namespace ptx {
 // Named barrier `id` for `threads` threads (a multiple of 32) of the block.
 __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
+// column l % 8 of matrix l / 8 goes to the 16 bytes at lane l's address. PTX ISA, "stmatrix".
+template <uint32_t kNum>
+__device__ __forceinline__ void stmatrix_trans(uint32_t address, const uint32_t* matrices) {
+    static_assert(kNum == 1 || kNum == 2 || kNum == 4);
+    if constexpr (kNum == 4) {
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(matrices[0]), "r"(matrices[1]),
+                     "r"(matrices[2]), "r"(matrices[3])
+                     : "memory");
+    } else if constexpr (kNum == 2) {
+        asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(matrices[0]), "r"(matrices[1]) : "memory");
+    } else {
+        asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(matrices[0]) : "memory");
+    }
 }
 
 template <uint32_t kRegisters>
@@ -596,14 +641,15 @@ namespace mega_moe {
 
 struct Context {
     const Params& params;
+    const ptx::TensorMap* tokens_map;  // the pool's tokens and activations, boxes of kBoxRows x 128 bytes
     const ptx::TensorMap* acts_map;
     SharedStorage& smem;
     Scheduler scheduler;
     comm::Watchdog watchdog;
 };
 
-// Named barrier ids; 0 is __syncthreads.
-constexpr uint32_t kConsumerBarrier = 1;
+// Named barrier ids; 0 is __syncthreads. Each consumer warpgroup has one more of its own.
+constexpr uint32_t kConsumerBarrier = 1, kFirstWarpgroupBarrier = 2;
 constexpr uint32_t kNumConsumerThreads = config::kNumConsumerWarpgroups * 128;
 
 __device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBarrier, kNumConsumerThreads); }
@@ -611,8 +657,7 @@ __device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBa
 // Every counter that a call used, back to zero: the last block's consumers call it.
 __device__ __forceinline__ void reset_counters(const Context& ctx, uint32_t consumer_thread) {
     const Params& params = ctx.params;
-    for (uint32_t i = consumer_thread; i < config::kNumLocalExperts; i += kNumConsumerThreads) params.list_ready[i] = 0;
-    for (uint32_t i = consumer_thread; i < ctx.scheduler.num_token_tiles(); i += kNumConsumerThreads) params.l1_done[i] = 0;
+    for (uint32_t i = consumer_thread; i < ctx.scheduler.num_token_tiles(); i += kNumConsumerThreads) params.rows_ready[i] = 0, params.l1_done[i] = 0;
     if (consumer_thread == 0) *params.l2_done = 0, *params.exited = 0;
 }
 
@@ -729,18 +774,10 @@ __device__ __forceinline__ float rcp_approx(float x) {
 
 namespace roles {
 
-// One warp sums 256 neighbouring values of one token, 8 a lane.
-__device__ __forceinline__ void combine_piece(const mega_moe::Params& params, uint32_t token, uint32_t hidden) {
-    const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials) + hidden;
-    float sum[8] = {};
-    for (uint32_t k = 0; k < config::kNumTopk; ++k) {
-        const uint32_t slot = token * config::kNumTopk + k;
-        if (comm::routed_expert(params.peers, params.sym, params.rank, slot) < 0) continue;
-        const uint4 row = ptx::ld_global_cg_v4(partials + uint64_t(slot) * config::kHiddenPadded);
-        const uint32_t pairs[4] = {row.x, row.y, row.z, row.w};
-#pragma unroll
-        for (uint32_t i = 0; i < 4; ++i) sum[2 * i] += ptx::bf16_low(pairs[i]), sum[2 * i + 1] += ptx::bf16_high(pairs[i]);
-    }
+constexpr uint32_t kRuns = 2;                    // of 256 neighbouring values, 8 a lane, that a warp sums at once
+constexpr uint32_t kPieceValues = kRuns * 256;
+
+__device__ __forceinline__ void store_run(const mega_moe::Params& params, uint32_t token, uint32_t hidden, const float (&sum)[8]) {
     const float factor = params.routed_scaling_factor;
     uint16_t* y = params.y + uint64_t(token) * params.y_stride + hidden;
     if constexpr (config::kHidden % 8 == 0) {
@@ -757,8 +794,45 @@ __device__ __forceinline__ void combine_piece(const mega_moe::Params& params, ui
     }
 }
 
+// One warp: kRuns x 256 neighbouring values of a token, from `hidden` on.
+__device__ __forceinline__ void combine_piece(const mega_moe::Params& params, uint32_t token, uint32_t hidden) {
+    const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials) + hidden;
+    // A lane looks at a slot; then all rows are on their way before the first is added.
+    const uint32_t lane = threadIdx.x % 32;
+    static_assert(config::kNumTopk <= 32, "a lane a slot");
+    const uint32_t routed = __ballot_sync(~0u, lane < config::kNumTopk && mega_moe::home_expert(params, token * config::kNumTopk + lane) >= 0);
+    constexpr uint32_t kAtOnce = config::kNumTopk < 6 ? config::kNumTopk : 6;
+    float sum[kRuns][8] = {};
+#pragma unroll 1
+    for (uint32_t first = 0; first < config::kNumTopk; first += kAtOnce) {
+        uint4 rows[kRuns][kAtOnce];
+#pragma unroll
+        for (uint32_t k = 0; k < kAtOnce; ++k) {
+            const uint32_t slot = first + k;
+            const bool is_routed = slot < config::kNumTopk && (routed >> slot & 1);
+            const uint16_t* row = partials + uint64_t(token * config::kNumTopk + slot) * config::kHiddenPadded;
+#pragma unroll
+            for (uint32_t run = 0; run < kRuns; ++run) {
+                const bool is_inside = kPieceValues <= 256 || config::kHiddenPadded % kPieceValues == 0 || hidden + run * 256 < config::kHiddenPadded;
+                rows[run][k] = is_routed && is_inside ? ptx::ld_global_cg_v4(row + run * 256) : uint4{0, 0, 0, 0};
+            }
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+            for (uint32_t run = 0; run < kRuns; ++run) {
+                const uint32_t pairs[4] = {rows[run][k].x, rows[run][k].y, rows[run][k].z, rows[run][k].w};
+#pragma unroll
+                for (uint32_t i = 0; i < 4; ++i) sum[run][2 * i] += ptx::bf16_low(pairs[i]), sum[run][2 * i + 1] += ptx::bf16_high(pairs[i]);
+            }
+        }
+    }
+#pragma unroll
+    for (uint32_t run = 0; run < kRuns; ++run) store_run(params, token, hidden + run * 256, sum[run]);
+}
+
 __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t consumer_thread) {
-    constexpr uint32_t kPieces = (config::kHidden + 255) / 256, kWarps = mega_moe::kNumConsumerThreads / 32;
+    constexpr uint32_t kPieces = (config::kHidden + kPieceValues - 1) / kPieceValues, kWarps = mega_moe::kNumConsumerThreads / 32;
     // One thread polls; what it acquires reaches the others through the barrier.
     if (consumer_thread == 0) {
         comm::wait_counter(ctx.watchdog, ctx.params.l2_done, ctx.scheduler.num_token_tiles() * config::kL2Arrivals, comm::WaitFor::kL2Tiles, 0);
@@ -766,56 +840,26 @@ __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t c
     mega_moe::sync_consumers();
     const uint32_t lane = consumer_thread % 32;
     for (uint32_t i = blockIdx.x * kWarps + consumer_thread / 32; i < ctx.params.num_tokens * kPieces; i += gridDim.x * kWarps) {
-        combine_piece(ctx.params, i / kPieces, i % kPieces * 256 + lane * 8);
+        combine_piece(ctx.params, i / kPieces, i % kPieces * kPieceValues + lane * 8);
     }
 }
 
 }  // namespace roles
 #line 11 "/mega_moe/sm90.cuh"
+#line 1 "/mega_moe/roles/consume_sm90.cuh"
+// What the consumer warpgroups do with a tile: mma and the layer's epilogue, for each pass over its weight rows.
+//#pragma once
 #line 1 "/mega_moe/roles/epilogue_l1_sm90.cuh"
 // Role: L1 epilogue (the consumer warpgroups, after mma)
 // Waits for:  nothing beyond the tile's sums
-// Produces:   activation(sums) in the pool of routed tokens, E4M3 with one scale factor per (token, 128 values) or BF16, in token
-//             order of K; counts the tile in l1_done
+// Produces:   activation(sums) in the pool, E4M3 with one scale factor per (token, 128 values) or BF16, in token order of K; counts the
+//             tile in l1_done
 // Registers:  config::kConsumerRegisters
 //
-// Sum register r of m64 tile m is column 8 (r / 4) + 2 (lane % 4) + r % 2; half = r / 2 % 2 is row g (0) or g + 8 (1). The weight
-// transform puts gate in half 0 and the same value's up in half 1; without a gate the halves are two blocks of 128 values.
+// The weight transform puts gate in half 0 and the same value's up in half 1; without a gate the halves are two blocks of 128 values. A
+// thread's values of a warpgroup's two 64-row tiles are neighbours in a stored row: `pair`. In E4M3 a pair is one 16-bit element of a
+// matrix that stmatrix transposes; with two passes the first pass's value waits for the second's.
 //#pragma once
-#line 1 "/layout/token_order.cuh"
-// The order of K in which tokens are stored for wgmma with weights in registers (docs/layouts.md, "K order of tokens").
-//
-// In the A fragment a lane holds, for each of its rows, k = 16 h + 4 t + j of a k32 step: pieces of two 16-groups, so natural
-// order would need a scale factor for each register. K's order is free as long as both operands agree, so inside each block of
-// 64 lane t owns the whole 16-group t:
-//
-//     E4M3   k = 16 t + 8 s + 4 h + j   is stored at   p = 32 s + 16 h + 4 t + j     s = k32 step, h = register half
-//     BF16   k = 16 t + 4 s + 2 h + j   is stored at   p = 16 s +  8 h + 2 t + j     s = k16 step
-//
-// Runs of kRun elements (4 bytes) stay together, so writers move 32-bit words.
-//#pragma once
-//#include "types.cuh"
-
-namespace layout {
-
-template <bool kIsFp8>
-struct TokenOrder {
-    static constexpr uint32_t kBlock = 64;
-    static constexpr uint32_t kRun = kIsFp8 ? 4 : 2;
-
-    // Stored position of natural index k.
-    __device__ __forceinline__ static constexpr uint32_t position(uint32_t k) {
-        const uint32_t block = k / kBlock * kBlock, t = k % kBlock / 16, j = k % kRun;
-        const uint32_t h = k / kRun % 2, s = k % 16 / (2 * kRun);
-        return block + 8 * kRun * s + 4 * kRun * h + kRun * t + j;
-    }
-};
-
-static_assert(TokenOrder<true>::position(16 * 3 + 8 * 1 + 4 * 1 + 2) == 32 * 1 + 16 * 1 + 4 * 3 + 2);
-static_assert(TokenOrder<false>::position(16 * 3 + 4 * 2 + 2 * 1 + 1) == 16 * 2 + 8 * 1 + 2 * 3 + 1);
-
-}  // namespace layout
-#line 11 "/mega_moe/roles/epilogue_l1_sm90.cuh"
 #line 1 "/mega_moe/activation.cuh"
 // The activation between L1 and L2, in FP32. Definitions: formats/activation.py.
 //#pragma once
@@ -859,15 +903,22 @@ __device__ __forceinline__ float activate(float value) {
 
 }  // namespace mega_moe
 #line 12 "/mega_moe/roles/epilogue_l1_sm90.cuh"
+#line 1 "/mega_moe/roles/columns_sm90.cuh"
+// What both epilogues need of a tile's columns (its tokens), and how they put results in rows of a token.
+//#pragma once
 //#include "mega_moe/context_sm90.cuh"
 #line 1 "/mega_moe/roles/mma_sm90.cuh"
 // Role: mma (two consumer warpgroups; each multiplies half of a pass's weight rows by all tokens of the tile)
 // Waits for:  a stage's full barrier
 // Produces:   the tile's sums in FP32 registers, for the epilogue of the same warps; releases stages on their empty barriers
-// Registers:  config::kConsumerRegisters: kM64 x kBlockN / 2 sums (E4M3: twice, see below), two units of decoded weights
+// Registers:  config::kConsumerRegisters: kM64 x kBlockN / 2 sums (E4M3: twice, see below), two jobs of decoded weights
 //
-// Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: each stage is accumulated by the
-// tensor core, then added to FP32 sums. In L2 the stage's scale factors (one a token) multiply it on the way.
+// A stage is two jobs, so that one is always multiplied while the other is decoded: with two 64-row tiles a warpgroup (kM64) a job
+// is one of them, 128 of K; with one it is a unit, 64 of K.
+//
+// Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: each stage is accumulated by the tensor
+// core, then added to FP32 sums, in L2 times the stage's scale factors (one a token). With two 64-row tiles one's sums are promoted while
+// the other's are made; with one, the other warpgroup fills the gap.
 //
 // A tile of up to 64 tokens is one pass over its 256 weight rows; wider ones take two passes of 128 rows, for want of registers.
 //#pragma once
@@ -883,11 +934,6 @@ namespace layout {
 constexpr uint32_t kSwizzleRowBytes = 128;
 constexpr uint32_t kSwizzlePatternBytes = 8 * kSwizzleRowBytes;
 
-// Byte offset of 16-byte piece `chunk` (0..7) of `row`: the piece index is XORed with the row's place in its pattern.
-__device__ __forceinline__ constexpr uint32_t swizzle_128b(uint32_t row, uint32_t chunk) {
-    return row * kSwizzleRowBytes + ((chunk ^ (row % 8)) * 16);
-}
-
 // Descriptor of a K-major operand with the 128-byte swizzle at shared address `smem` (1024-byte aligned, plus a K step).
 __device__ __forceinline__ uint64_t gmma_descriptor(uint32_t smem) {
     constexpr uint64_t kStrideBytes = kSwizzlePatternBytes;  // from 8 rows to the next 8
@@ -901,7 +947,7 @@ __device__ __forceinline__ uint64_t gmma_descriptor(uint32_t smem) {
 constexpr uint64_t kDescriptorStep = 32 >> 4;
 
 }  // namespace layout
-#line 12 "/mega_moe/roles/mma_sm90.cuh"
+#line 16 "/mega_moe/roles/mma_sm90.cuh"
 //#include "mega_moe/context_sm90.cuh"
 #line 1 "/mega_moe/decode_fp4.cuh"
 // FP4 weights to wgmma A fragments, in registers. Formats of the packed words: layouts/weights_sm90.py.
@@ -962,23 +1008,40 @@ __device__ __forceinline__ void decode_bf16(uint32_t word, uint32_t scale, uint3
     p3 = ptx::mul_bf16x2((word & 0x81808180) | ((word >> 8) & 0x00400040), scale);
 }
 
-// Decodes this thread's 32 weights of unit `unit` of 64-row tile `m64` of the pass, in the stage at `weights`;
-// a[4 * step + register].
-__device__ __forceinline__ void decode_unit(uint32_t weights, uint32_t table, uint32_t m64, uint32_t unit, uint32_t thread, uint32_t (&a)[kUnitRegisters]) {
-    const uint32_t index = (m64 * kUnitsPerStage + unit) * 128 + thread;
-    const uint4 words = ptx::ld_shared_v4(weights + index * 16);
-    const uint32_t scales = ptx::ld_shared_u16(weights + config::kStageCodeBytes + index * 2);
-    // Registers 0 and 2 of a step are row g, registers 1 and 3 row g + 8.
+// This thread's 32 weights of a unit as they lie in shared memory, with what their two scale bytes mean to the decoder.
+struct PackedUnit {
+    uint4 codes;
+    uint32_t scales;
+    uint2 tables[2];  // E4M3: of rows g and g + 8
+
+    // From the stage at `weights`; the offsets are those of the thread's share of the unit.
+    __device__ __forceinline__ void load_codes(uint32_t weights, uint32_t code_offset, uint32_t scale_offset) {
+        codes = ptx::ld_shared_v4(weights + code_offset);
+        scales = ptx::ld_shared_u16(weights + config::kStageCodeBytes + scale_offset);
+    }
+
+    // `copy` is the offset of the lane's copy in a row of the table.
+    __device__ __forceinline__ void load_tables(uint32_t table, uint32_t copy) {
+        if constexpr (config::kIsFp8) {
+            // Seven bits: UE4M3 has no sign, and a byte that has one must not lead out of the table.
+            constexpr uint32_t kRows = 0x7F * kTableRowBytes;
+            static_assert(kTableRowBytes == 128, "the shifts below");
+            tables[0] = ptx::ld_shared_v2(table + (((scales << 7) & kRows) | copy));
+            tables[1] = ptx::ld_shared_v2(table + (((scales >> 1) & kRows) | copy));
+        }
+    }
+};
+
+// Decodes a unit to A fragments: a[4 * step + register]. Registers 0 and 2 of a step are row g, registers 1 and 3 row g + 8.
+__device__ __forceinline__ void decode_unit(const PackedUnit& unit, uint32_t (&a)[kUnitRegisters]) {
+    const uint4& words = unit.codes;
     if constexpr (config::kIsFp8) {
-        const uint32_t copy = table + thread % config::kTableCopies * 8;
-        // Seven bits: UE4M3 has no sign, and a byte that has one must not lead out of the table.
-        const uint2 low = ptx::ld_shared_v2(copy + (scales & 0x7F) * kTableRowBytes), high = ptx::ld_shared_v2(copy + (scales >> 8 & 0x7F) * kTableRowBytes);
-        decode_e4m3(words.x, low, a[0], a[2]);
-        decode_e4m3(words.z, high, a[1], a[3]);
-        decode_e4m3(words.y, low, a[4], a[6]);
-        decode_e4m3(words.w, high, a[5], a[7]);
+        decode_e4m3(words.x, unit.tables[0], a[0], a[2]);
+        decode_e4m3(words.z, unit.tables[1], a[1], a[3]);
+        decode_e4m3(words.y, unit.tables[0], a[4], a[6]);
+        decode_e4m3(words.w, unit.tables[1], a[5], a[7]);
     } else {
-        const uint32_t low = bf16_scale(scales & 0xFF), high = bf16_scale(scales >> 8);
+        const uint32_t low = bf16_scale(unit.scales & 0xFF), high = bf16_scale(unit.scales >> 8);
         decode_bf16(words.x, low, a[0], a[2], a[4], a[6]);
         decode_bf16(words.z, high, a[1], a[3], a[5], a[7]);
         decode_bf16(words.y, low, a[8], a[10], a[12], a[14]);
@@ -987,7 +1050,7 @@ __device__ __forceinline__ void decode_unit(uint32_t weights, uint32_t table, ui
 }
 
 }  // namespace mega_moe
-#line 14 "/mega_moe/roles/mma_sm90.cuh"
+#line 18 "/mega_moe/roles/mma_sm90.cuh"
 #line 1 "/ptx/fence.cuh"
 // Fences between proxies and grids. PTX ISA, "Parallel Synchronization and Communication Instructions: membar/fence" and
 // "griddepcontrol".
@@ -1009,7 +1072,7 @@ __device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcon
 __device__ __forceinline__ void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 }  // namespace ptx
-#line 15 "/mega_moe/roles/mma_sm90.cuh"
+#line 19 "/mega_moe/roles/mma_sm90.cuh"
 #line 1 "/ptx/wgmma.cuh"
 // Warpgroup MMA with the A operand in registers. PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions".
 //#pragma once
@@ -1060,13 +1123,16 @@ struct Wgmma<16> {
 };
 #line 51
 }  // namespace ptx
-#line 16 "/mega_moe/roles/mma_sm90.cuh"
+#line 20 "/mega_moe/roles/mma_sm90.cuh"
 
 namespace roles {
 
 constexpr uint32_t kM64 = config::kPassM / 64 / config::kNumConsumerWarpgroups;  // 64-row tiles a warpgroup
-constexpr uint32_t kSumRegisters = config::kBlockN / 2;
-using Sums = float[kM64][kSumRegisters];
+constexpr uint32_t kJobUnits = kM64;  // two jobs a stage
+static_assert(kM64 * mega_moe::kUnitsPerStage == 2 * kJobUnits);
+template <uint32_t kWidth>
+using Sums = float[kM64][kWidth / 2];  // register r is column 8 (r / 4) + 2 (lane % 4) + r % 2, row 8 (r / 2 % 2) + lane / 4 of the warp's 16
+using Fragments = uint32_t[kJobUnits][mega_moe::kUnitRegisters];
 
 struct Consumer {
     const mega_moe::Context& ctx;
@@ -1074,8 +1140,8 @@ struct Consumer {
     uint32_t thread;     // in the warpgroup
     pipeline::RingCursor cursor;
 
-    // Of this warpgroup's tile m in a pass: its number among the block's four.
-    __device__ __forceinline__ uint32_t m64(uint32_t pass, uint32_t m) const { return (pass * config::kNumConsumerWarpgroups + warpgroup) * kM64 + m; }
+    // Of this warpgroup's tile m in a pass: its number among the block's four, of which a warpgroup has two neighbours.
+    __device__ __forceinline__ uint32_t m64(uint32_t pass, uint32_t m) const { return 2 * warpgroup + (kM64 == 2 ? m : pass); }
 
     __device__ __forceinline__ void release(uint32_t stage) const {
         __syncwarp();
@@ -1083,36 +1149,64 @@ struct Consumer {
     }
 };
 
-__device__ __forceinline__ void zero(Sums& sums) {
+// A pass's registers beside its sums, by job of the stage.
+struct Work {
+    mega_moe::PackedUnit packed[2][kJobUnits];  // of the next jobs, on their way from shared memory
+    Fragments fragments[2];
+    uint32_t previous;  // the stage before: not released yet
+};
+
+template <uint32_t kWidth>
+__device__ __forceinline__ void zero(Sums<kWidth>& sums) {
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m)
 #pragma unroll
-        for (uint32_t r = 0; r < kSumRegisters; ++r) sums[m][r] = 0.0f;
+        for (uint32_t r = 0; r < kWidth / 2; ++r) sums[m][r] = 0.0f;
 }
 
-using Fragments = uint32_t[kM64][mega_moe::kUnitRegisters];
-
 // Keeps registers where they are until the MMAs that use them are done.
-__device__ __forceinline__ void tie(Sums& sums) {
+template <uint32_t kNum>
+__device__ __forceinline__ void tie(float (&sums)[kNum]) {
 #pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m)
-#pragma unroll
-        for (uint32_t r = 0; r < kSumRegisters; ++r) ptx::tie(sums[m][r]);
+    for (uint32_t r = 0; r < kNum; ++r) ptx::tie(sums[r]);
 }
 
 __device__ __forceinline__ void tie(Fragments& fragments) {
 #pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m)
+    for (uint32_t u = 0; u < kJobUnits; ++u)
 #pragma unroll
-        for (uint32_t r = 0; r < mega_moe::kUnitRegisters; ++r) ptx::tie(fragments[m][r]);
+        for (uint32_t r = 0; r < mega_moe::kUnitRegisters; ++r) ptx::tie(fragments[u][r]);
 }
 
-template <uint32_t kUnit>
-__device__ __forceinline__ void decode(const Consumer& c, Fragments& fragments) {
-    const mega_moe::SharedStorage& smem = c.ctx.smem;
-    const uint32_t weights = ptx::smem_address(smem.weights[c.cursor.stage]), table = ptx::smem_address(smem.decode_table);
+// The 64-row tile of this warpgroup that a job belongs to, and a job's units of it.
+__device__ constexpr uint32_t job_m(uint32_t job) { return kM64 == 2 ? job : 0; }
+__device__ constexpr uint32_t job_unit(uint32_t job, uint32_t u) { return kM64 == 2 ? u : job; }
+
+// Starts the loads of both jobs of the stage that the cursor is at; their decode tables come in a second step, by their scales.
+__device__ __forceinline__ void load_codes(const Consumer& c, Work& work) {
+    const uint32_t weights = ptx::smem_address(c.ctx.smem.weights[c.cursor.stage]);
+    const uint32_t first = c.warpgroup * (kM64 * mega_moe::kUnitsPerStage * 128) + c.thread;  // of this warpgroup's units
 #pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m) mega_moe::decode_unit(weights, table, c.warpgroup * kM64 + m, kUnit, c.thread, fragments[m]);
+    for (uint32_t job = 0; job < 2; ++job)
+#pragma unroll
+        for (uint32_t u = 0; u < kJobUnits; ++u) {
+            const uint32_t unit = job_m(job) * mega_moe::kUnitsPerStage + job_unit(job, u);
+            work.packed[job][u].load_codes(weights, unit * (128 * 16) + first * 16, unit * (128 * 2) + first * 2);
+        }
+}
+
+__device__ __forceinline__ void load_tables(const Consumer& c, Work& work) {
+    const uint32_t table = ptx::smem_address(c.ctx.smem.decode_table), copy = c.thread % config::kTableCopies * 8;
+#pragma unroll
+    for (uint32_t job = 0; job < 2; ++job)
+#pragma unroll
+        for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[job][u].load_tables(table, copy);
+}
+
+template <uint32_t kJob>
+__device__ __forceinline__ void decode(Work& work) {
+#pragma unroll
+    for (uint32_t u = 0; u < kJobUnits; ++u) mega_moe::decode_unit(work.packed[kJob][u], work.fragments[kJob][u]);
 }
 
 template <uint32_t kWidth, bool kOverwrites>
@@ -1124,194 +1218,268 @@ __device__ __forceinline__ void multiply_step(float* sums, const uint32_t* fragm
     }
 }
 
-// Starts the MMAs of one unit of stage `stage`. In E4M3 a stage's first MMA overwrites its sums: the last stage's were promoted.
-template <uint32_t kWidth, uint32_t kUnit>
-__device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums& sums, const Fragments& fragments) {
-    // BF16 has one 128-byte sub-block a unit, E4M3 has both units in one.
-    constexpr uint32_t kUnitOffset = config::kIsFp8 ? kUnit * mega_moe::kStepsPerUnit * 32 : kUnit * config::kBlockN * 128;
-    const uint64_t tokens = layout::gmma_descriptor(ptx::smem_address(c.ctx.smem.tokens[stage]) + kUnitOffset);
+// Starts the MMAs of a job of stage `stage`; in E4M3 a tile's first one of a stage overwrites its sums.
+template <uint32_t kWidth, uint32_t kJob>
+__device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums<kWidth>& sums, const Fragments& fragments) {
     ptx::wgmma_fence();
 #pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m) multiply_step<kWidth, kUnit == 0 && config::kIsFp8>(sums[m], fragments[m], tokens);
+    for (uint32_t u = 0; u < kJobUnits; ++u) {
+        // BF16 has one 128-byte sub-block a unit, E4M3 has both units in one.
+        const uint32_t unit = job_unit(kJob, u), offset = config::kIsFp8 ? unit * mega_moe::kStepsPerUnit * 32 : unit * config::kBlockN * 128;
+        const uint64_t tokens = layout::gmma_descriptor(ptx::smem_address(c.ctx.smem.tokens[stage]) + offset);
+        constexpr bool kIsFirstJob = kM64 == 2 || kJob == 0;
+        if (u == 0) {
+            multiply_step<kWidth, config::kIsFp8 && kIsFirstJob>(sums[job_m(kJob)], fragments[u], tokens);
+        } else {
+            multiply_step<kWidth, false>(sums[job_m(kJob)], fragments[u], tokens);
+        }
 #pragma unroll
-    for (uint32_t step = 1; step < mega_moe::kStepsPerUnit; ++step) {
-#pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) multiply_step<kWidth, false>(sums[m], fragments[m] + 4 * step, tokens + step * layout::kDescriptorStep);
+        for (uint32_t step = 1; step < mega_moe::kStepsPerUnit; ++step) {
+            multiply_step<kWidth, false>(sums[job_m(kJob)], fragments[u] + 4 * step, tokens + step * layout::kDescriptorStep);
+        }
     }
     ptx::wgmma_commit_group();
 }
 
-// Adds a stage's sums to the total, times the tokens' scale factors in L2.
+// Adds a stage's sums of one 64-row tile to the total, in L2 times the tokens' scale factors.
 template <bool kIsL2, uint32_t kWidth>
-__device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const Sums& block, Sums& total) {
-    const uint32_t column = c.thread % 4 * 2;  // the first of this thread's columns in each 8
+__device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const float (&block)[kWidth / 2], float (&total)[kWidth / 2]) {
 #pragma unroll
-    for (uint32_t r = 0; r < kWidth / 2; ++r) {
+    for (uint32_t r = 0; r < kWidth / 2; r += 4) {
         // Registers r % 2 are neighbouring columns, r / 4 the group of 8.
-        const float sf = kIsL2 ? c.ctx.smem.acts_sf[stage][r / 4 * 8 + column + r % 2] : 1.0f;
+        if constexpr (kIsL2) {
+            const float2 sf = *reinterpret_cast<const float2*>(&c.ctx.smem.acts_sf[stage][r * 2 + c.thread % 4 * 2]);
+            total[r] = fmaf(block[r], sf.x, total[r]), total[r + 1] = fmaf(block[r + 1], sf.y, total[r + 1]);
+            total[r + 2] = fmaf(block[r + 2], sf.x, total[r + 2]), total[r + 3] = fmaf(block[r + 3], sf.y, total[r + 3]);
+        } else {
 #pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) total[m][r] = kIsL2 ? fmaf(block[m][r], sf, total[m][r]) : total[m][r] + block[m][r];
+            for (uint32_t i = r; i < r + 4; ++i) total[i] += block[i];
+        }
     }
 }
 
-template <bool kIsL2>
-__device__ __forceinline__ void wait_stage(const Consumer& c) {
-    pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor);
-    // L1's tokens came by cp.async, through the generic proxy; wgmma reads them through the async proxy.
-    if constexpr (!kIsL2) ptx::fence_proxy_async_shared();
-}
+__device__ __forceinline__ void wait_stage(const Consumer& c) { pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor); }
 
-// Sums a pass: L1 over hidden, L2 over intermediate. Each unit is decoded while the one before it is multiplied, also across
-// stages. Registers past kWidth / 2 stay zero.
+constexpr bool kStaggers = config::kIsFp8 && kM64 == 2;
+
+// One stage, of which the codes are there; on return its second job may still run. The last stage's sums are promoted on the way: all
+// at once, or, where there are two tiles (kStaggers), each tile's while the other's MMAs run.
 template <bool kIsL2, uint32_t kWidth>
-__device__ __forceinline__ void multiply_width(Consumer& c, Sums& total) {
-    constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
-    Fragments even, odd;
-    Sums block;
-    zero(block);
-    Sums& sums = config::kIsFp8 ? block : total;
-    uint32_t previous = 0;
-    wait_stage<kIsL2>(c);
-    decode<0>(c, even);
-    for (uint32_t k = 0; k < kStages; ++k) {
-        // One value a warp, in a uniform register: descriptors then cost no vector instructions.
-        const uint32_t stage = __shfl_sync(~0u, c.cursor.stage, 0);
-        multiply<kWidth, 0>(c, stage, sums, even);
-        if constexpr (!config::kIsFp8) {
-            // The odd unit of the last stage still runs: its fragment and its stage are free once it is done.
-            ptx::wgmma_wait_group<1>();
-            tie(odd);
-            if (k > 0) c.release(previous);
-            previous = stage;
-        }
-        decode<1>(c, odd);
-        multiply<kWidth, 1>(c, stage, sums, odd);
-        ptx::wgmma_wait_group<1>();  // the even unit
-        tie(even);
-        c.cursor.advance();
-        if (k + 1 < kStages) {
-            wait_stage<kIsL2>(c);
-            decode<0>(c, even);
-        }
-        if constexpr (config::kIsFp8) {
-            ptx::wgmma_wait_group<0>();
-            tie(odd);
-            tie(block);
-            promote<kIsL2, kWidth>(c, stage, block, total);
-            c.release(stage);
-        }
-    }
-    if constexpr (!config::kIsFp8) {
+__device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWidth>& block, Sums<kWidth>& total, bool is_first, bool is_last) {
+    Sums<kWidth>& sums = config::kIsFp8 ? block : total;
+    // One value a warp, in a uniform register: descriptors then cost no vector instructions.
+    const uint32_t stage = __shfl_sync(~0u, c.cursor.stage, 0);
+    decode<0>(work);
+    if constexpr (config::kIsFp8 && !kStaggers) {
         ptx::wgmma_wait_group<0>();
-        tie(odd);
-        tie(total);
-        c.release(previous);
+        tie(work.fragments[1]);
+        tie(block[0]);
+        promote<kIsL2, kWidth>(c, work.previous, block[0], total[0]);
+    }
+    multiply<kWidth, 0>(c, stage, sums, work.fragments[0]);
+    if constexpr (!config::kIsFp8 || kStaggers) {
+        ptx::wgmma_wait_group<1>();  // the last stage's second job
+        tie(work.fragments[1]);
+    }
+    if constexpr (kStaggers) {
+        tie(block[kM64 - 1]);
+        promote<kIsL2, kWidth>(c, work.previous, block[kM64 - 1], total[kM64 - 1]);
+    }
+    if (!is_first) c.release(work.previous);
+    decode<1>(work);
+    work.previous = stage;
+    c.cursor.advance();
+    // Narrow tiles wait for memory: the next stage's loads are on their way while MMAs are issued. Wide ones wait for MMAs: those first.
+    if constexpr (kM64 == 1) multiply<kWidth, 1>(c, stage, sums, work.fragments[1]);
+    if (!is_last) {
+        wait_stage(c);
+        load_codes(c, work);
+    }
+    if constexpr (kM64 == 2) multiply<kWidth, 1>(c, stage, sums, work.fragments[1]);
+    if (!is_last) load_tables(c, work);
+    ptx::wgmma_wait_group<1>();  // the first job
+    tie(work.fragments[0]);
+    if constexpr (kStaggers) {
+        tie(block[0]);
+        promote<kIsL2, kWidth>(c, stage, block[0], total[0]);
     }
 }
 
-// The narrowest MMA that holds the tile's tokens.
-template <bool kIsL2>
-__device__ __forceinline__ void multiply_pass(Consumer& c, const mega_moe::Tile& tile, Sums& total) {
-    zero(total);
-    if constexpr (config::kBlockN > 64) {
-        if (tile.width <= 64) return multiply_width<kIsL2, 64>(c, total);
+// Sums a pass: L1 over hidden, L2 over intermediate.
+template <bool kIsL2, uint32_t kWidth>
+__device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) {
+    constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
+    Work work;
+    zero<kWidth>(total);
+    Sums<kWidth> block;
+    zero<kWidth>(block);  // what is promoted before there is a sum
+    wait_stage(c);
+    load_codes(c, work);
+    load_tables(c, work);
+    work.previous = c.cursor.stage;
+    for (uint32_t k = 0; k < kStages; ++k) multiply_stage<kIsL2, kWidth>(c, work, block, total, k == 0, k + 1 == kStages);
+    ptx::wgmma_wait_group<0>();
+    tie(work.fragments[1]);
+#pragma unroll
+    for (uint32_t m = kStaggers ? 1 : 0; m < kM64; ++m) {
+        if constexpr (config::kIsFp8) {
+            tie(block[m]);
+            promote<kIsL2, kWidth>(c, work.previous, block[m], total[m]);
+        } else {
+            tie(total[m]);
+        }
     }
-    if constexpr (config::kBlockN > 128) {
-        if (tile.width <= 128) return multiply_width<kIsL2, 128>(c, total);
-    }
-    multiply_width<kIsL2, config::kBlockN>(c, total);
+    c.release(work.previous);
 }
 
 }  // namespace roles
-#line 14 "/mega_moe/roles/epilogue_l1_sm90.cuh"
+#line 5 "/mega_moe/roles/columns_sm90.cuh"
 
 namespace roles {
 
-// What an epilogue needs from global memory, fetched before the MMAs that hide the way.
-struct TileInputs {
-    uint32_t slot;   // of the column that this thread looks after
-    float factor;    // of that column: x's scale (L1), the top-k weight (L2)
-    float alpha[2];  // L1: gate and up; L2: down
-};
+__device__ __forceinline__ mega_moe::Columns& columns_of(const Consumer& c) { return c.ctx.smem.columns[c.warpgroup]; }
 
-__device__ __forceinline__ TileInputs fetch_inputs(const Consumer& c, const mega_moe::Tile& tile) {
+// A barrier of this warpgroup alone.
+__device__ __forceinline__ void sync_warpgroup(const Consumer& c) { ptx::barrier_sync(mega_moe::kFirstWarpgroupBarrier + c.warpgroup, 128); }
+
+// Starts the copies of a tile's columns, before the MMAs that hide the way: each warpgroup has its own, so that it need not wait for
+// the other. The last tile's are no longer read: its epilogue ended with a barrier.
+template <bool kIsL2>
+__device__ __forceinline__ void fetch_columns(const Consumer& c, const mega_moe::Tile& tile) {
     const mega_moe::Params& params = c.ctx.params;
-    const uint32_t column = c.warpgroup * 128 + c.thread;
-    TileInputs inputs = {0, 0.0f, {0.0f, 0.0f}};
-    if (column < tile.num_rows) {
-        const uint32_t row = tile.row + column;
-        inputs.slot = params.routed[row];
-        inputs.factor = tile.is_l2 ? params.routed_weights[row] : config::kIsFp8 ? params.routed_sf[row] : 1.0f;
+    mega_moe::Columns& columns = columns_of(c);
+    wait_stage(c);  // whoever loaded the tile's rows has seen what dispatch wrote beside them
+    for (uint32_t column = c.thread; column < tile.num_rows; column += 128) {
+        const uint32_t row = tile.pool_row + column;
+        if constexpr (kIsL2) {
+            ptx::cp_async_4(ptx::smem_address(&columns.slot[column]), params.routed + row);
+            ptx::cp_async_4(ptx::smem_address(&columns.factor[column]), params.routed_weights + row);
+        } else if constexpr (config::kHasTokenScales) {
+            ptx::cp_async_4(ptx::smem_address(&columns.factor[column]), params.routed_sf + row);
+        }
     }
-    const float* alphas = tile.is_l2 ? params.l2_alphas + tile.expert : params.l1_alphas + 2 * tile.expert;
-    inputs.alpha[0] = alphas[0];
-    inputs.alpha[1] = tile.is_l2 ? 0.0f : alphas[1];
-    return inputs;
+    if (c.thread < (kIsL2 ? 1 : 2)) {
+        const float* alphas = kIsL2 ? params.l2_alphas + tile.expert : params.l1_alphas + 2 * tile.expert;
+        ptx::cp_async_4(ptx::smem_address(&columns.alpha[c.thread]), alphas + c.thread);
+    }
 }
 
-// Spreads slots and factors to all consumers. The last tile's are no longer read: its epilogue ended with a barrier.
-__device__ __forceinline__ void share_columns(const Consumer& c, const TileInputs& inputs) {
-    const uint32_t column = c.warpgroup * 128 + c.thread;
-    if (column < config::kBlockN) {
-        c.ctx.smem.slot[column] = inputs.slot;
-        c.ctx.smem.factor[column] = inputs.factor;
-    }
-    mega_moe::sync_consumers();
+// Before the first look at them.
+__device__ __forceinline__ void wait_columns(const Consumer& c) {
+    ptx::cp_async_wait_all();
+    sync_warpgroup(c);
 }
 
-// A pass's values of a block that this thread has: value[m][2 * (column group) + column % 2].
-using Values = float[kM64][kSumRegisters / 2];
+// Byte offset of 16-byte piece `piece` of a column's 128 bytes: pieces are XORed with the column, so that neither 8 columns of a piece
+// nor 8 pieces of a column meet in a bank.
+__device__ __forceinline__ uint32_t column_piece(uint32_t column, uint32_t piece) { return column * 128 + (piece ^ column % 8) * 16; }
 
-template <uint32_t kBlock>
-__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const float (&alpha)[2], const Sums& sums, Values& value) {
+// Stores this warp's 16-bit elements of all columns: matrix i is columns 8 i .. 8 i + 7 of the warp's 8 rows, which become `piece` of
+// the columns' 128 bytes at `columns`.
+template <uint32_t kWidth>
+__device__ __forceinline__ void store_columns(uint32_t columns, uint32_t piece, const uint32_t (&matrices)[kWidth / 8]) {
+    const uint32_t lane = threadIdx.x % 32;
+    constexpr uint32_t kGroups = kWidth / 8, kFours = kGroups / 4 * 4;
+#pragma unroll
+    for (uint32_t i = 0; i < kFours; i += 4) ptx::stmatrix_trans<4>(columns + column_piece(8 * i + lane, piece), matrices + i);
+    if constexpr (kGroups % 4 >= 2) ptx::stmatrix_trans<2>(columns + column_piece(8 * kFours + lane % 16, piece), matrices + kFours);
+    if constexpr (kGroups % 2 == 1) ptx::stmatrix_trans<1>(columns + column_piece(8 * (kGroups - 1) + lane % 8, piece), matrices + kGroups - 1);
+}
+
+}  // namespace roles
+#line 13 "/mega_moe/roles/epilogue_l1_sm90.cuh"
+//#include "ptx/convert.cuh"
+
+namespace roles {
+
+// Values of this thread: value[m][2 * (column group) + column % 2].
+template <uint32_t kWidth>
+using Values = float[kM64][kWidth / 4];
+template <uint32_t kWidth>
+using Pairs = float[2][kWidth / 4];
+
+template <uint32_t kWidth, uint32_t kBlock>
+__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums, Values<kWidth>& value) {
     const mega_moe::Params& params = c.ctx.params;
+    const mega_moe::Columns& columns = columns_of(c);
     const uint32_t lane = c.thread % 32, warp = c.thread / 32;
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) {
-        // Intermediate index of this thread's row, inside the 128 of the block.
-        const uint32_t in_block = 32 * c.m64(pass, m) + 8 * warp + lane / 4;
+        const uint32_t m64 = c.m64(pass, m);
         float bias[2] = {0.0f, 0.0f};
         if (params.l1_bias != nullptr) {
             const float* row = params.l1_bias + uint64_t(tile.expert) * config::kL1Rows;
+            const uint32_t in_block = m64 / 2 * 64 + lane / 8 * 16 + warp * 4 + lane / 4 % 2 * 2 + m64 % 2;
             const uint32_t i = (tile.m_tile * config::kL1BlocksPerTile + kBlock) * 128 + in_block;
             bias[0] = row[i];
             if constexpr (config::kIsGated) bias[1] = row[config::kIntermediatePadded + i];
         }
 #pragma unroll
-        for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
-            const uint32_t r = j / 2 * 4 + j % 2;  // half 0; half 1 is r + 2
-            const float scale = c.ctx.smem.factor[j / 2 * 8 + lane % 4 * 2 + j % 2];
-            if constexpr (config::kIsGated) {
-                value[m][j] = mega_moe::activate(fmaf(sums[m][r], scale * alpha[0], bias[0]), fmaf(sums[m][r + 2], scale * alpha[1], bias[1]));
-            } else {
-                value[m][j] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], scale * alpha[0], bias[0]));
+        for (uint32_t j = 0; j < kWidth / 4; j += 2) {
+            float2 scale = {1.0f, 1.0f};
+            if constexpr (config::kHasTokenScales) scale = *reinterpret_cast<const float2*>(&columns.factor[j / 2 * 8 + lane % 4 * 2]);
+#pragma unroll
+            for (uint32_t i = 0; i < 2; ++i) {
+                const uint32_t r = j * 2 + i;  // half 0; half 1 is r + 2
+                const float s = i == 0 ? scale.x : scale.y;
+                if constexpr (config::kIsGated) {
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r], s * columns.alpha[0], bias[0]), fmaf(sums[m][r + 2], s * columns.alpha[1], bias[1]));
+                } else {
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], s * columns.alpha[0], bias[0]));
+                }
             }
         }
     }
 }
 
-// The first pass's values wait for the second's in shared memory, each thread's in a column of its own.
-__device__ __forceinline__ float& stashed(const Consumer& c, uint32_t m, uint32_t j) {
-    return c.ctx.smem.pass_values[(m * (kSumRegisters / 2) + j) * mega_moe::kNumConsumerThreads + c.warpgroup * 128 + c.thread];
-}
-
 constexpr bool kStashes = config::kIsFp8 && config::kNumPasses > 1;
 static_assert(config::kNumPasses == 1 || (config::kNumPasses == 2 && config::kL1BlocksPerTile == 1), "one stash, of one block");
 
-// Largest magnitude of each column over the block's 128 values, in smem.amax (bits of non-negative floats order like integers).
-__device__ __forceinline__ void reduce_amax(const Consumer& c, const Values& value) {
-    const uint32_t lane = c.thread % 32;
+// The first pass's values wait for the second's in shared memory, each thread's in a column of its own.
+__device__ __forceinline__ float& stashed(const Consumer& c, uint32_t j) {
+    return reinterpret_cast<float*>(c.ctx.smem.out)[j * mega_moe::kNumConsumerThreads + c.warpgroup * 128 + c.thread];
+}
+
+// The tile's activations on their way to the pool.
+__device__ __forceinline__ uint8_t* acts_tile(const Consumer& c) { return kStashes ? c.ctx.smem.codes : c.ctx.smem.out; }
+
+// Halves `v`: a lane keeps the larger of its own and its partner's values, of one half of the columns; `first` says which.
+template <uint32_t kNum, uint32_t kStep>
+__device__ __forceinline__ void reduce_lanes(float* v, uint32_t lane, uint32_t& first, uint32_t& num, bool& is_mine) {
+    if constexpr (kNum % 2 == 0) {
+        const bool is_upper = (lane & kStep) != 0;
 #pragma unroll
-    for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
-        float largest = 0.0f;
-#pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) {
-            largest = fmaxf(largest, fabsf(value[m][j]));
-            if constexpr (kStashes) largest = fmaxf(largest, fabsf(stashed(c, m, j)));
+        for (uint32_t i = 0; i < kNum / 2; ++i) {
+            const float sent = is_upper ? v[i] : v[i + kNum / 2], kept = is_upper ? v[i + kNum / 2] : v[i];
+            v[i] = fmaxf(kept, __shfl_xor_sync(~0u, sent, kStep));
         }
+        first += is_upper ? kNum / 2 : 0;
+        if constexpr (kStep > 4) reduce_lanes<kNum / 2, kStep / 2>(v, lane, first, num, is_mine);
+        else num = kNum / 2;
+    } else {
 #pragma unroll
-        for (uint32_t step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-        if (lane < 4) atomicMax(&c.ctx.smem.amax[j / 2 * 8 + lane * 2 + j % 2], __float_as_uint(largest));
+        for (uint32_t i = 0; i < kNum; ++i) v[i] = fmaxf(v[i], __shfl_xor_sync(~0u, v[i], kStep));
+        is_mine = is_mine && (lane & kStep) == 0;
+        if constexpr (kStep > 4) reduce_lanes<kNum, kStep / 2>(v, lane, first, num, is_mine);
+        else num = kNum;
+    }
+}
+
+// Largest magnitude of each column over the block's 128 values, in smem.amax (bits of non-negative floats order like integers).
+template <uint32_t kWidth>
+__device__ __forceinline__ void reduce_amax(const Consumer& c, const Pairs<kWidth>& pair) {
+    const uint32_t lane = c.thread % 32;
+    float largest[kWidth / 4];
+#pragma unroll
+    for (uint32_t j = 0; j < kWidth / 4; ++j) largest[j] = fmaxf(fabsf(pair[0][j]), fabsf(pair[1][j]));
+    uint32_t first = 0, num = 0;
+    bool is_mine = true;
+    reduce_lanes<kWidth / 4, 16>(largest, lane, first, num, is_mine);
+    constexpr uint32_t kMost = (kWidth / 4) % 8 == 0 ? kWidth / 32 : (kWidth / 4) % 4 == 0 ? kWidth / 16 : (kWidth / 4) % 2 == 0 ? kWidth / 8 : kWidth / 4;
+#pragma unroll
+    for (uint32_t i = 0; i < kMost; ++i) {
+        const uint32_t j = first + i;
+        if (is_mine) atomicMax(&c.ctx.smem.amax[j / 2 * 8 + lane % 4 * 2 + j % 2], __float_as_uint(largest[i]));
     }
 }
 
@@ -1328,27 +1496,35 @@ __device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe:
     mega_moe::sync_consumers();
 }
 
-// Converts one value into the shared tile [column][128], K in token order.
-__device__ __forceinline__ void put_value(const Consumer& c, uint32_t pass, uint32_t m, uint32_t column, float value) {
+// E4M3: the pairs of all columns to the shared tile [column][128].
+template <uint32_t kWidth>
+__device__ __forceinline__ void put_codes(const Consumer& c, const Pairs<kWidth>& pair) {
     const uint32_t lane = c.thread % 32, warp = c.thread / 32;
-    const uint32_t k = layout::TokenOrder<config::kIsFp8>::position(32 * c.m64(pass, m) + 8 * warp + lane / 4);
-    if constexpr (config::kIsFp8) {
-        c.ctx.smem.acts[column * 128 + k] = uint8_t(ptx::cvt_e4m3x2(value, 0.0f));
-    } else {
-        reinterpret_cast<uint16_t*>(c.ctx.smem.acts)[column * 128 + k] = uint16_t(ptx::cvt_bf16x2(value, 0.0f));
+    uint32_t matrices[kWidth / 8];
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth / 8; ++i) {
+        const float2 inverse = *reinterpret_cast<const float2*>(&c.ctx.smem.inverse_scale[8 * i + lane % 4 * 2]);
+        matrices[i] = uint32_t(ptx::cvt_e4m3x2(pair[0][2 * i] * inverse.x, pair[1][2 * i] * inverse.x)) |
+                      uint32_t(ptx::cvt_e4m3x2(pair[0][2 * i + 1] * inverse.y, pair[1][2 * i + 1] * inverse.y)) << 16;
     }
+    store_columns<kWidth>(ptx::smem_address(acts_tile(c)), 4 * c.warpgroup + warp, matrices);
 }
 
-// Quantises a pass's values, and with the second pass the first's that waited.
-__device__ __forceinline__ void quantize_block(const Consumer& c, uint32_t pass, const Values& value) {
+// BF16: the pass's values to the shared tile [column][2][64]: a warpgroup's 64 values are the 128 bytes of its half.
+template <uint32_t kWidth>
+__device__ __forceinline__ void put_values(const Consumer& c, uint32_t pass, const Values<kWidth>& value) {
+    const uint32_t lane = c.thread % 32, warp = c.thread / 32;
+    // Place of the pair: 16 warp + 8 (row % 2) + 2 (row / 2) of the 64 (layout/token_order.cuh).
+    const uint32_t piece = 2 * warp + lane / 4 % 2, word = lane / 8;
+    uint8_t* half = acts_tile(c) + c.warpgroup * (config::kBlockN * 128);
 #pragma unroll
-    for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
-        const uint32_t column = j / 2 * 8 + c.thread % 4 * 2 + j % 2;
-        const float inverse = config::kIsFp8 ? c.ctx.smem.inverse_scale[column] : 1.0f;
-#pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) {
-            put_value(c, pass, m, column, value[m][j] * inverse);
-            if constexpr (kStashes) put_value(c, 0, m, column, stashed(c, m, j) * inverse);
+    for (uint32_t j = 0; j < kWidth / 4; ++j) {
+        const uint32_t column = j / 2 * 8 + lane % 4 * 2 + j % 2;
+        uint8_t* place = half + column_piece(column, piece) + word * 4;
+        if constexpr (kM64 == 2) {
+            *reinterpret_cast<uint32_t*>(place) = ptx::cvt_bf16x2(value[0][j], value[kM64 - 1][j]);
+        } else {
+            reinterpret_cast<uint16_t*>(place)[pass] = uint16_t(ptx::cvt_bf16x2(value[0][j], 0.0f));
         }
     }
 }
@@ -1357,44 +1533,52 @@ __device__ __forceinline__ void quantize_block(const Consumer& c, uint32_t pass,
 __device__ __forceinline__ void store_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t block) {
     constexpr uint32_t kBytes = 128 * config::kActBytes, kPieces = kBytes / 16;
     const uint32_t thread = c.warpgroup * 128 + c.thread;
-    const uint4* tile_acts = reinterpret_cast<const uint4*>(c.ctx.smem.acts);
     for (uint32_t i = thread; i < tile.num_rows * kPieces; i += mega_moe::kNumConsumerThreads) {
-        uint8_t* row = c.ctx.params.acts + uint64_t(tile.pool_row + i / kPieces) * config::kActRowBytes + block * kBytes;
-        reinterpret_cast<uint4*>(row)[i % kPieces] = tile_acts[i];
+        const uint32_t column = i / kPieces, piece = i % kPieces;
+        uint8_t* row = c.ctx.params.acts + uint64_t(tile.pool_row + column) * config::kActRowBytes + block * kBytes;
+        const uint32_t place = ptx::smem_address(acts_tile(c)) + piece / 8 * (config::kBlockN * 128) + column_piece(column, piece % 8);
+        reinterpret_cast<uint4*>(row)[piece] = ptx::ld_shared_v4(place);
     }
 }
 
-template <uint32_t kBlock>
-__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const float (&alpha)[2], const Sums& sums) {
+template <uint32_t kWidth, uint32_t kBlock>
+__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
     using namespace mega_moe;
     const uint32_t block = tile.m_tile * config::kL1BlocksPerTile + kBlock;
-    Values value;
-    activate_block<kBlock>(c, tile, pass, alpha, sums, value);
+    Values<kWidth> value;
+    activate_block<kWidth, kBlock>(c, tile, pass, sums, value);
     if constexpr (kStashes) {
         if (pass == 0) {
 #pragma unroll
-            for (uint32_t m = 0; m < kM64; ++m)
-#pragma unroll
-                for (uint32_t j = 0; j < kSumRegisters / 2; ++j) stashed(c, m, j) = value[m][j];
+            for (uint32_t j = 0; j < kWidth / 4; ++j) stashed(c, j) = value[0][j];
             return;
         }
     }
     if constexpr (config::kIsFp8) {
-        reduce_amax(c, value);
+        Pairs<kWidth> pair;
+#pragma unroll
+        for (uint32_t j = 0; j < kWidth / 4; ++j) {
+            pair[0][j] = kStashes ? stashed(c, j) : value[0][j];
+            pair[1][j] = value[kM64 - 1][j];
+        }
+        reduce_amax<kWidth>(c, pair);
         sync_consumers();
         scale_columns(c, tile, block);
+        put_codes<kWidth>(c, pair);
+    } else {
+        put_values<kWidth>(c, pass, value);
+        if (pass + 1 < config::kNumPasses) return;
     }
-    quantize_block(c, pass, value);
-    if (pass + 1 < config::kNumPasses) return;
     sync_consumers();
     store_block(c, tile, block);
     sync_consumers();
 }
 
-__device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const TileInputs& inputs, const Sums& sums) {
-    if (pass == 0) share_columns(c, inputs);
-    finish_block<0>(c, tile, pass, inputs.alpha, sums);
-    if constexpr (config::kL1BlocksPerTile > 1) finish_block<1>(c, tile, pass, inputs.alpha, sums);
+template <uint32_t kWidth>
+__device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
+    if (pass == 0) wait_columns(c);
+    finish_block<kWidth, 0>(c, tile, pass, sums);
+    if constexpr (config::kL1BlocksPerTile > 1) finish_block<kWidth, 1>(c, tile, pass, sums);
     // Publish: the stores happen before the release through the last barrier; L2's loader fences the proxy on its side.
     if (pass + 1 == config::kNumPasses && c.warpgroup == 0 && c.thread == 0) {
         ptx::red_release_gpu_add(&c.ctx.params.l1_done[tile.token_tile], 1);
@@ -1402,151 +1586,441 @@ __device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::T
 }
 
 }  // namespace roles
-#line 12 "/mega_moe/sm90.cuh"
+#line 4 "/mega_moe/roles/consume_sm90.cuh"
 #line 1 "/mega_moe/roles/epilogue_l2_sm90.cuh"
-// Role: L2 epilogue (the consumer warpgroups, after mma)
+// Role: L2 epilogue (each consumer warpgroup for itself, after mma)
 // Waits for:  nothing beyond the tile's sums
-// Produces:   bf16(top-k weight x (alpha x sums + bias)) in the home rank's partials, one row a slot; counts the tile in l2_done
+// Produces:   bf16(top-k weight x (alpha x sums + bias)) in the home rank's partials, one row a slot, by way of shared memory: 128
+//             bytes of a row at a time; counts in l2_done
 // Registers:  config::kConsumerRegisters
-//
-// The weight transform orders L2's rows so that a thread's sums of a column are neighbours: hidden index in the tile
-// = 128 (m64 / 2) + 32 warp + 4 (lane / 4) + 2 (m64 % 2) + half, for 64-row tile m64 of the block's four.
 //#pragma once
-//#include "mega_moe/context_sm90.cuh"
-//#include "mega_moe/roles/epilogue_l1_sm90.cuh"
+//#include "mega_moe/roles/columns_sm90.cuh"
+//#include "ptx/convert.cuh"
+
+namespace roles {
+
+// One 64-row tile: 64 neighbouring hidden values of each column.
+template <uint32_t kWidth>
+__device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::Tile& tile, uint32_t m64, const float (&sums)[kWidth / 2]) {
+    using namespace mega_moe;
+    const Params& params = c.ctx.params;
+    const Columns& columns = columns_of(c);
+    const uint32_t lane = c.thread % 32, warp = c.thread / 32, hidden = tile.m_tile * config::kBlockM + 64 * m64;
+    const float alpha = columns.alpha[0];
+    const uint32_t staged = ptx::smem_address(c.ctx.smem.out) + c.warpgroup * (config::kBlockN * 128);
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half) {
+        float bias = 0.0f;
+        if (params.l2_bias != nullptr) bias = params.l2_bias[uint64_t(tile.expert) * config::kHiddenPadded + hidden + 16 * warp + 8 * half + lane / 4];
+        uint32_t matrices[kWidth / 8];
+#pragma unroll
+        for (uint32_t i = 0; i < kWidth / 8; ++i) {
+            const float2 weight = *reinterpret_cast<const float2*>(&columns.factor[8 * i + lane % 4 * 2]);
+            matrices[i] = ptx::cvt_bf16x2(fmaf(sums[4 * i + 2 * half], alpha, bias) * weight.x, fmaf(sums[4 * i + 2 * half + 1], alpha, bias) * weight.y);
+        }
+        store_columns<kWidth>(staged, 2 * warp + half, matrices);
+    }
+    sync_warpgroup(c);
+    uint8_t* partials = comm::part<uint8_t>(params.peers, 0, params.sym.partials) + hidden * 2 + c.thread % 8 * 16;
+#pragma unroll 4
+    for (uint32_t column = c.thread / 8; column < tile.num_rows; column += 16) {
+        const uint4 piece = ptx::ld_shared_v4(staged + column_piece(column, c.thread % 8));
+        *reinterpret_cast<uint4*>(partials + uint64_t(columns.slot[column]) * (config::kHiddenPadded * 2)) = piece;
+    }
+    sync_warpgroup(c);
+}
+
+template <uint32_t kWidth>
+__device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
+    if (pass == 0) wait_columns(c);
+#pragma unroll
+    for (uint32_t m = 0; m < kM64; ++m) finish_rows<kWidth>(c, tile, c.m64(pass, m), sums[m]);
+    if (pass + 1 == config::kNumPasses && c.thread == 0) ptx::red_release_gpu_add(c.ctx.params.l2_done, 1);
+}
+
+}  // namespace roles
+#line 5 "/mega_moe/roles/consume_sm90.cuh"
 //#include "mega_moe/roles/mma_sm90.cuh"
 
 namespace roles {
 
-__device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const TileInputs& inputs, const Sums& sums) {
-    using namespace mega_moe;
-    constexpr uint32_t kRun = 2 * kM64;  // neighbours that this thread has
-    if (pass == 0) share_columns(c, inputs);
-    const Params& params = c.ctx.params;
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32, m64 = c.m64(pass, 0);
-    const uint32_t hidden = tile.m_tile * config::kBlockM + 128 * (m64 / 2) + 32 * warp + 4 * (lane / 4) + 2 * (m64 % 2);
-    const float alpha = inputs.alpha[0];
-    float bias[kRun] = {};
-    if (params.l2_bias != nullptr) {
-#pragma unroll
-        for (uint32_t i = 0; i < kRun; ++i) bias[i] = params.l2_bias[uint64_t(tile.expert) * config::kHiddenPadded + hidden + i];
+// By the narrowest MMA that holds the tile's tokens. Sums do not leave the instance of their width: where instances of several
+// widths meet, their accumulators would have to meet in the same registers.
+template <bool kIsL2, uint32_t kWidth = config::kBlockN>
+__device__ __forceinline__ void finish_tile(Consumer& c, const mega_moe::Tile& tile) {
+    if constexpr (kWidth > config::kMinWidth) {
+        if (tile.width < kWidth) return finish_tile<kIsL2, kWidth - config::kWidthStep>(c, tile);
     }
-    uint16_t* partials = comm::part<uint16_t>(params.peers, 0, params.sym.partials) + hidden;
-#pragma unroll
-    for (uint32_t j = 0; j < kSumRegisters / 2; ++j) {
-        const uint32_t r = j / 2 * 4 + j % 2, column = j / 2 * 8 + lane % 4 * 2 + j % 2;
-        if (column >= tile.num_rows) continue;
-        const float weight = c.ctx.smem.factor[column];
-        uint32_t packed[kM64];
-#pragma unroll
-        for (uint32_t m = 0; m < kM64; ++m) {
-            packed[m] = ptx::cvt_bf16x2(fmaf(sums[m][r], alpha, bias[2 * m]) * weight, fmaf(sums[m][r + 2], alpha, bias[2 * m + 1]) * weight);
-        }
-        uint16_t* row = partials + uint64_t(c.ctx.smem.slot[column]) * config::kHiddenPadded;
-        if constexpr (kM64 == 2) {
-            *reinterpret_cast<uint2*>(row) = {packed[0], packed[1]};
+    fetch_columns<kIsL2>(c, tile);
+    for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
+        Sums<kWidth> sums;
+        multiply_pass<kIsL2, kWidth>(c, sums);
+        if constexpr (kIsL2) {
+            epilogue_l2<kWidth>(c, tile, pass, sums);
         } else {
-            *reinterpret_cast<uint32_t*>(row) = packed[0];
+            epilogue_l1<kWidth>(c, tile, pass, sums);
         }
     }
-    if (pass + 1 < config::kNumPasses) return;
-    sync_consumers();
-    if (c.warpgroup == 0 && c.thread == 0) ptx::red_release_gpu_add(params.l2_done, 1);
+}
+
+}  // namespace roles
+#line 12 "/mega_moe/sm90.cuh"
+#line 1 "/mega_moe/roles/dispatch_sm90.cuh"
+// Role: dispatch (all warps, before they part)
+// Waits for:  the launch before this one (griddepcontrol)
+// Produces:   the schedule in shared memory (each block the same); in global memory, for every routed row, the quantised token in the
+//             pool with its scale, slot and top-k weight: a block does its share of the tokens, and counts rows in rows_ready[tile]
+// Registers:  those of the launch
+//
+// A lane makes 16 stored bytes at a time: vector v of a block of 64 is, in token order, four runs of kRun neighbours, 16 apart
+// (layout/token_order.cuh). So loads fill whole sectors, and stores whole lines.
+//#pragma once
+#line 1 "/layout/token_order.cuh"
+// The order of K in which tokens are stored for wgmma with weights in registers (docs/layouts.md, "K order of tokens").
+//
+// In the A fragment a lane holds, for each of its rows, k = 16 h + 4 t + j of a k32 step: pieces of two 16-groups, so natural
+// order would need a scale factor for each register. K's order is free as long as both operands agree, so inside each block of
+// 64 lane t owns the whole 16-group t:
+//
+//     E4M3   k = 16 t + 8 s + 4 h + j   is stored at   p = 32 s + 16 h + 4 t + j     s = k32 step, h = register half
+//     BF16   k = 16 t + 4 s + 2 h + j   is stored at   p = 16 s +  8 h + 2 t + j     s = k16 step
+//
+// Runs of kRun elements (4 bytes) stay together, so writers move 32-bit words.
+//#pragma once
+//#include "types.cuh"
+
+namespace layout {
+
+template <bool kIsFp8>
+struct TokenOrder {
+    static constexpr uint32_t kBlock = 64;
+    static constexpr uint32_t kRun = kIsFp8 ? 4 : 2;
+
+    // Stored position of natural index k.
+    __device__ __forceinline__ static constexpr uint32_t position(uint32_t k) {
+        const uint32_t block = k / kBlock * kBlock, t = k % kBlock / 16, j = k % kRun;
+        const uint32_t h = k / kRun % 2, s = k % 16 / (2 * kRun);
+        return block + 8 * kRun * s + 4 * kRun * h + kRun * t + j;
+    }
+};
+
+static_assert(TokenOrder<true>::position(16 * 3 + 8 * 1 + 4 * 1 + 2) == 32 * 1 + 16 * 1 + 4 * 3 + 2);
+static_assert(TokenOrder<false>::position(16 * 3 + 4 * 2 + 2 * 1 + 1) == 16 * 2 + 8 * 1 + 2 * 3 + 1);
+
+}  // namespace layout
+#line 11 "/mega_moe/roles/dispatch_sm90.cuh"
+//#include "mega_moe/context_sm90.cuh"
+//#include "ptx/convert.cuh"
+//#include "ptx/fence.cuh"
+//#include "ptx/ld_st.cuh"
+
+namespace roles {
+
+constexpr uint32_t kNumWarps = config::kNumThreads / 32;
+constexpr uint32_t kRun = layout::TokenOrder<config::kIsFp8>::kRun;
+constexpr uint32_t kVector = 16 / config::kActBytes;  // elements of a vector: runs of four 16-groups
+constexpr uint32_t kRowVectors = config::kTokenRowBytes / 16;
+constexpr uint32_t kMostHeld = 4;  // vectors of a token that a thread keeps in registers; others are read twice
+static_assert(kVector == 4 * kRun);
+
+__device__ __forceinline__ int32_t local_expert(const mega_moe::Params& params, uint32_t slot) {
+    const int32_t expert = mega_moe::home_expert(params, slot) - int32_t(params.rank * config::kNumLocalExperts);
+    return expert >= 0 && expert < int32_t(config::kNumLocalExperts) ? expert : -1;
+}
+
+// This block's share of the tokens: neighbours, so that its rows follow those of the blocks before it.
+struct Share {
+    uint32_t begin, end;
+
+    __device__ __forceinline__ explicit Share(uint32_t num_tokens) {
+        const uint32_t share = (num_tokens + gridDim.x - 1) / gridDim.x;
+        begin = min(blockIdx.x * share, num_tokens), end = min(begin + share, num_tokens);
+    }
+};
+
+// Counts the slots of each expert, and of them those before this block's share. A warp looks at 32 slots at a time; lane l counts
+// experts l, l + 32, ..., whose slots the bits of all lanes' experts tell: no two lanes ever meet at a counter.
+__device__ __forceinline__ void count_slots(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t first_own) {
+    constexpr uint32_t kSets = (config::kNumLocalExperts + 31) / 32, kAtOnce = 12;  // loads in flight
+    constexpr uint32_t kBits = kSets <= 1 ? 5 : kSets <= 2 ? 6 : kSets <= 4 ? 7 : kSets <= 8 ? 8 : 9;
+    const uint32_t lane = threadIdx.x % 32, num_slots = params.num_tokens * config::kNumTopk;
+    uint32_t all[kSets] = {}, before[kSets] = {};
+    for (uint32_t begin = threadIdx.x / 32 * 32; begin < num_slots; begin += kAtOnce * config::kNumThreads) {
+        int32_t expert[kAtOnce];
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; ++i) {
+            const uint32_t slot = begin + i * config::kNumThreads + lane;
+            expert[i] = slot < num_slots ? local_expert(params, slot) : -1;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; ++i) {
+            const uint32_t first = begin + i * config::kNumThreads;
+            const uint32_t earlier = first >= first_own ? 0 : first_own - first >= 32 ? ~0u : (1u << (first_own - first)) - 1;
+            const uint32_t valid = __ballot_sync(~0u, expert[i] >= 0);
+            uint32_t same = valid;
+            uint32_t planes[kBits];
+#pragma unroll
+            for (uint32_t b = 0; b < kBits; ++b) {
+                planes[b] = __ballot_sync(~0u, expert[i] >> b & 1);
+                if (b < 5) same &= lane >> b & 1 ? planes[b] : ~planes[b];
+            }
+#pragma unroll
+            for (uint32_t set = 0; set < kSets; ++set) {
+                uint32_t mine = same;
+#pragma unroll
+                for (uint32_t b = 5; b < kBits; ++b) mine &= set >> (b - 5) & 1 ? planes[b] : ~planes[b];
+                all[set] += __popc(mine), before[set] += __popc(mine & earlier);
+            }
+        }
+    }
+#pragma unroll
+    for (uint32_t set = 0; set < kSets; ++set) {
+        const uint32_t e = set * 32 + lane;
+        if (all[set] > 0) atomicAdd(&schedule.rows[e], all[set]);
+        if (before[set] > 0) atomicAdd(&schedule.next[e], before[set]);
+    }
+}
+
+__device__ __forceinline__ void build_schedule(const mega_moe::Params& params, mega_moe::Schedule& schedule, const Share& share) {
+    for (uint32_t e = threadIdx.x; e < config::kNumLocalExperts; e += config::kNumThreads) schedule.rows[e] = 0, schedule.next[e] = 0;
+    __syncthreads();
+    count_slots(params, schedule, share.begin * config::kNumTopk);
+    __syncthreads();
+    if (params.recv_stats != nullptr && blockIdx.x == 0) {
+        for (uint32_t e = threadIdx.x; e < config::kNumLocalExperts; e += config::kNumThreads) params.recv_stats[e] += int32_t(schedule.rows[e]);
+    }
+    if (threadIdx.x < 32) {
+        // Inclusive sums over the experts, 32 at a time.
+        uint32_t before = 0;
+        if (threadIdx.x == 0) schedule.tile_begin[0] = 0;
+        for (uint32_t first = 0; first < config::kNumLocalExperts; first += 32) {
+            const uint32_t e = first + threadIdx.x;
+            uint32_t tiles = e < config::kNumLocalExperts ? (schedule.rows[e] + config::kBlockN - 1) / config::kBlockN : 0;
+            for (uint32_t step = 1; step < 32; step *= 2) {
+                const uint32_t t = __shfl_up_sync(~0u, tiles, step);
+                if (threadIdx.x >= step) tiles += t;
+            }
+            tiles += before;
+            if (e < config::kNumLocalExperts) schedule.tile_begin[e + 1] = tiles;
+            before = __shfl_sync(~0u, tiles, 31);
+        }
+    }
+    __syncthreads();
+}
+
+// A vector's values as they come: kRun bf16 of each of four 16-groups.
+struct Values16 {
+    uint32_t words[kVector / 2];
+};
+
+__device__ __forceinline__ Values16 load_values(const uint8_t* x_row, uint32_t vector) {
+    constexpr uint32_t kWords = kRun / 2;
+    Values16 values = {};
+    if (vector >= kRowVectors) return values;
+    const uint32_t first = vector * kVector / 64 * 64 + vector % (64 / kVector) * kRun;
+    const bool is_aligned = reinterpret_cast<uint64_t>(x_row) % (kRun * 2) == 0;
+#pragma unroll
+    for (uint32_t t = 0; t < 4; ++t) {
+        const uint32_t k = first + 16 * t;
+        if (is_aligned && k + kRun <= config::kHidden) {
+            if constexpr (kWords == 2) {
+                const uint2 run = *reinterpret_cast<const uint2*>(x_row + k * 2);
+                values.words[2 * t] = run.x, values.words[2 * t + 1] = run.y;
+            } else {
+                values.words[t] = *reinterpret_cast<const uint32_t*>(x_row + k * 2);
+            }
+        } else {
+#pragma unroll
+            for (uint32_t i = 0; i < kRun; ++i) {
+                if (k + i < config::kHidden) values.words[kWords * t + i / 2] |= uint32_t(reinterpret_cast<const uint16_t*>(x_row)[k + i]) << (16 * (i % 2));
+            }
+        }
+    }
+    return values;
+}
+
+__device__ __forceinline__ float amax(const Values16& values) {
+    float largest = 0.0f;
+#pragma unroll
+    for (uint32_t w : values.words) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(w)), fabsf(ptx::bf16_high(w))));
+    return largest;
+}
+
+__device__ __forceinline__ uint4 encode(const Values16& values, float inverse) {
+    uint32_t stored[4];
+#pragma unroll
+    for (uint32_t t = 0; t < 4; ++t) {
+        if constexpr (config::kIsFp8) {
+            const uint32_t a = values.words[2 * t], b = values.words[2 * t + 1];
+            stored[t] = uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(a) * inverse, ptx::bf16_high(a) * inverse)) |
+                        uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(b) * inverse, ptx::bf16_high(b) * inverse)) << 16;
+        } else {
+            stored[t] = values.words[t];
+        }
+    }
+    return {stored[0], stored[1], stored[2], stored[3]};
+}
+
+// Puts a vector into each of the token's rows.
+__device__ __forceinline__ void store_vector(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t vector, const uint4& stored) {
+    if (vector >= kRowVectors) return;
+#pragma unroll
+    for (uint32_t k = 0; k < config::kNumTopk; ++k) {
+        const uint32_t row = pool_rows[k];
+        if (row != ~0u) reinterpret_cast<uint4*>(params.tokens + uint64_t(row) * config::kTokenRowBytes)[vector] = stored;
+    }
+}
+
+// The largest of the values of kThreads threads: a warp's, or the block's.
+template <uint32_t kThreads>
+__device__ __forceinline__ float largest_of(mega_moe::Schedule& schedule, float value) {
+#pragma unroll
+    for (uint32_t step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+    if constexpr (kThreads > 32) {
+        if (threadIdx.x % 32 == 0) schedule.warp_max[threadIdx.x / 32] = value;
+        __syncthreads();
+#pragma unroll
+        for (uint32_t warp = 0; warp < kNumWarps; ++warp) value = fmaxf(value, schedule.warp_max[warp]);
+    }
+    return value;
+}
+
+// kThreads threads: a token from the caller's x, quantised, to its rows. Returns its scale.
+template <uint32_t kThreads>
+__device__ __forceinline__ float quantize_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t token) {
+    constexpr uint32_t kPerThread = (kRowVectors + kThreads - 1) / kThreads, kHeld = kPerThread < kMostHeld ? kPerThread : kMostHeld;
+    const uint32_t thread = threadIdx.x % kThreads;
+    const uint8_t* x_row = params.x + uint64_t(token) * params.x_stride_bytes;
+    Values16 held[kHeld];
+    float scale = 1.0f, inverse = 1.0f;
+#pragma unroll
+    for (uint32_t i = 0; i < kHeld; ++i) held[i] = load_values(x_row, thread + kThreads * i);
+    if constexpr (config::kIsFp8) {
+        float largest = 0.0f;
+#pragma unroll
+        for (uint32_t i = 0; i < kHeld; ++i) largest = fmaxf(largest, amax(held[i]));
+#pragma unroll 4
+        for (uint32_t i = kHeld; i < kPerThread; ++i) largest = fmaxf(largest, amax(load_values(x_row, thread + kThreads * i)));
+        scale = fmaxf(largest_of<kThreads>(schedule, largest), config::kMinAmax) / 448.0f;
+        inverse = 1.0f / scale;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kHeld; ++i) store_vector(params, pool_rows, thread + kThreads * i, encode(held[i], inverse));
+#pragma unroll 2
+    for (uint32_t i = kHeld; i < kPerThread; ++i) {
+        store_vector(params, pool_rows, thread + kThreads * i, encode(load_values(x_row, thread + kThreads * i), inverse));
+    }
+    return scale;
+}
+
+// kThreads threads: a token that staging has quantised.
+template <uint32_t kThreads>
+__device__ __forceinline__ float copy_token(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t token) {
+    const uint4* row = reinterpret_cast<const uint4*>(comm::part<const uint8_t>(params.peers, 0, params.sym.tokens) + uint64_t(token) * config::kTokenRowBytes);
+#pragma unroll 4
+    for (uint32_t vector = threadIdx.x % kThreads; vector < kRowVectors; vector += kThreads) store_vector(params, pool_rows, vector, row[vector]);
+    return config::kHasTokenScales ? comm::part<const float>(params.peers, 0, params.sym.token_sf)[token] : 1.0f;
+}
+
+// One token, by kThreads threads: a warp, or the whole block.
+template <uint32_t kThreads>
+__device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t token) {
+    static_assert(config::kNumTopk <= 32, "a lane a slot");
+    const uint32_t warp = threadIdx.x % kThreads < 32 ? threadIdx.x / 32 : ~0u, lane = threadIdx.x % 32, slot = token * config::kNumTopk + lane;
+    uint32_t (&pool_rows)[config::kNumTopk] = schedule.pool_rows[kThreads == 32 ? threadIdx.x / 32 : 0];
+    uint32_t tile = 0, pool_row = ~0u;
+    const int32_t expert = warp != ~0u && lane < config::kNumTopk ? local_expert(params, slot) : -1;
+    if (expert >= 0) {
+        const uint32_t row = atomicAdd(&schedule.next[expert], 1u);
+        tile = schedule.tile_begin[expert] + row / config::kBlockN;
+        pool_row = tile * config::kBlockN + row % config::kBlockN;
+    }
+    if (warp != ~0u && lane < config::kNumTopk) pool_rows[lane] = pool_row;
+    if constexpr (kThreads == 32) __syncwarp();
+    else __syncthreads();
+    const float scale = params.x != nullptr ? quantize_token<kThreads>(params, schedule, pool_rows, token) : copy_token<kThreads>(params, pool_rows, token);
+    if (expert >= 0) {
+        params.routed[pool_row] = slot;
+        params.routed_weights[pool_row] = params.topk_weights[slot];
+        if constexpr (config::kHasTokenScales) params.routed_sf[pool_row] = scale;
+    }
+    // The release below publishes all these threads' writes: they happen before it through the barrier.
+    if constexpr (kThreads == 32) __syncwarp();
+    else __syncthreads();
+    if (expert >= 0) ptx::red_release_gpu_add(&params.rows_ready[tile], 1);
+}
+
+__device__ __forceinline__ void dispatch(const mega_moe::Params& params, mega_moe::Schedule& schedule) {
+    ptx::griddepcontrol_wait();
+    const Share share(params.num_tokens);
+    build_schedule(params, schedule, share);
+    if (share.end - share.begin == 1) {
+        dispatch_token<config::kNumThreads>(params, schedule, share.begin);
+    } else {
+        for (uint32_t token = share.begin + threadIdx.x / 32; token < share.end; token += kNumWarps) dispatch_token<32>(params, schedule, token);
+    }
 }
 
 }  // namespace roles
 #line 13 "/mega_moe/sm90.cuh"
 #line 1 "/mega_moe/roles/load_acts_sm90.cuh"
-// Role: load activations (warps 1 to 3)
-// Waits for:  a stage's empty barrier; L1: the expert's list of routed tokens; L2: all L1 tiles of the token tile
-// Produces:   the stage's tokens in shared memory, 128 bytes of K a row, 128-byte swizzle, on the full barrier.
-//             L1: rows gathered by index from the ranks' symmetric buffers (cp.async); L2: a box of the pool (TMA) and its scale factors
+// Role: load activations (one thread of warp 1)
+// Waits for:  a stage's empty barrier; L1: the tile's rows from dispatch; L2: all L1 tiles of the token tile
+// Produces:   the stage's tokens in shared memory by boxes of the pools (TMA), 128 bytes of K a row, 128-byte swizzle, and in L2 their
+//             scale factors, on the full barrier
 // Registers:  config::kLoaderRegisters
 //#pragma once
-//#include "layout/gmma.cuh"
 //#include "mega_moe/context_sm90.cuh"
 //#include "ptx/fence.cuh"
 
 namespace roles {
 
-// Gathers the tile's tokens: thread i copies 16-byte piece i % 8 of rows i / 8, i / 8 + kRowsAtOnce, ...
-__device__ __forceinline__ void gather_tokens(const mega_moe::Context& ctx, const mega_moe::Tile& tile, uint32_t thread, pipeline::RingCursor& cursor) {
-    constexpr uint32_t kRowsAtOnce = config::kNumActsLoaderThreads / 8, kParts = config::kTokenKBytes / 128;
-    comm::wait_counter(ctx.watchdog, &ctx.params.list_ready[tile.expert], 1, comm::WaitFor::kRoutedList, tile.expert);
-    constexpr uint32_t kRowsPerThread = (config::kBlockN + kRowsAtOnce - 1) / kRowsAtOnce;
-    const uint32_t piece = thread % 8, first_row = thread / 8;
-    // In registers before the copies: each copy orders memory, so that an index loaded between two would wait on its own.
-    // 32-bit offsets in units of 16 bytes: the 64-bit addresses would not fit the loader's registers.
-    static_assert(config::kTokenRowBytes % 16 == 0);
-    uint32_t offset[kRowsPerThread];
-#pragma unroll
-    for (uint32_t i = 0; i < kRowsPerThread; ++i) {
-        const uint32_t row = first_row + i * kRowsAtOnce;
-        offset[i] = row < tile.num_rows ? ctx.params.routed[tile.row + row] / config::kNumTopk * (config::kTokenRowBytes / 16) : ~0u;
+// Rows past the tile's last hold anything: their columns are never stored, and no column of an MMA depends on another.
+template <bool kIsL2>
+__device__ __forceinline__ void load_rows(const mega_moe::Context& ctx, const mega_moe::Tile& tile, pipeline::RingCursor& cursor) {
+    constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
+    constexpr uint32_t kParts = config::kTokenKBytes / 128;  // 128-byte sub-blocks of a stage: one in E4M3, two in BF16
+    constexpr bool kHasSf = kIsL2 && config::kIsFp8;
+    constexpr uint32_t kSfBytes = kHasSf ? config::kBlockN * 4 : 0;
+    if constexpr (kIsL2) {
+        comm::wait_counter(ctx.watchdog, &ctx.params.l1_done[tile.token_tile], config::kL1MTiles, comm::WaitFor::kL1Tiles, tile.token_tile);
+    } else {
+        comm::wait_counter(ctx.watchdog, &ctx.params.rows_ready[tile.token_tile], tile.num_rows, comm::WaitFor::kDispatch, tile.token_tile);
     }
-    const uint8_t* tokens = comm::part<const uint8_t>(ctx.params.peers, 0, ctx.params.sym.tokens) + piece * 16;
+    // Dispatch and the L1 epilogue write with ordinary stores, copies read through the async proxy.
+    ptx::fence_proxy_async_global();
+    const ptx::TensorMap* map = kIsL2 ? ctx.acts_map : ctx.tokens_map;
+    const uint32_t rows = (tile.num_rows + config::kBoxRows - 1) / config::kBoxRows * config::kBoxRows;
     for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
-        for (uint32_t k = 0; k < config::kL1KStages; ++k, cursor.advance()) {
+        for (uint32_t k = 0; k < kStages; ++k, cursor.advance()) {
             const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
+            // Consumers read the stage's last scale factors by ordinary loads; the copy writes through the async proxy.
+            if constexpr (kHasSf) ptx::fence_proxy_async_shared();
+            ptx::mbarrier_arrive_expect_tx(full, rows * config::kTokenKBytes + kSfBytes);
+            if constexpr (kHasSf) {
+                ptx::cp_async_bulk(ptx::smem_address(ctx.smem.acts_sf[cursor.stage]), ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.pool_row, kSfBytes, full);
+            }
             const uint32_t stage = ptx::smem_address(ctx.smem.tokens[cursor.stage]);
-            const uint8_t* k_tokens = tokens + k * config::kTokenKBytes;
-#pragma unroll
-            for (uint32_t i = 0; i < kRowsPerThread; ++i) {
-                const uint32_t row = first_row + i * kRowsAtOnce;
-                if (row >= tile.width) break;
-                const bool is_valid = offset[i] != ~0u;
-                const uint8_t* source = k_tokens + uint64_t(is_valid ? offset[i] : 0) * 16;
+            for (uint32_t row = 0; row < rows; row += config::kBoxRows) {
 #pragma unroll
                 for (uint32_t part = 0; part < kParts; ++part) {
-                    ptx::cp_async_16(stage + part * config::kBlockN * 128 + layout::swizzle_128b(row, piece), source + part * 128, is_valid);
+                    ptx::cp_async_bulk_tensor_2d(stage + (part * config::kBlockN + row) * 128, map, (k * config::kTokenKBytes + part * 128) / config::kActBytes,
+                                                 tile.pool_row + row, full);
                 }
-            }
-            ptx::cp_async_mbarrier_arrive(full);
-        }
-    }
-}
-
-// Loads the token tile's rows of the pool. Rows past the expert's last hold anything: their columns are never stored.
-__device__ __forceinline__ void load_pool(const mega_moe::Context& ctx, const mega_moe::Tile& tile, uint32_t thread, pipeline::RingCursor& cursor) {
-    constexpr uint32_t kParts = config::kTokenKBytes / 128;
-    comm::wait_counter(ctx.watchdog, &ctx.params.l1_done[tile.token_tile], config::kL1MTiles, comm::WaitFor::kL1Tiles, tile.token_tile);
-    // The L1 epilogue wrote with ordinary stores, TMA reads through the async proxy.
-    ptx::fence_proxy_async_global();
-    for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
-        for (uint32_t k = 0; k < config::kL2KStages; ++k, cursor.advance()) {
-            const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
-            if (thread == 0) {
-                ptx::mbarrier_expect_tx(full, tile.width * config::kTokenKBytes);
-                for (uint32_t row = 0; row < tile.width; row += mega_moe::kWidthStep) {
-#pragma unroll
-                    for (uint32_t part = 0; part < kParts; ++part) {
-                        ptx::cp_async_bulk_tensor_2d(ptx::smem_address(ctx.smem.tokens[cursor.stage]) + (part * config::kBlockN + row) * 128,
-                                                     ctx.acts_map, (k * config::kTokenKBytes + part * 128) / config::kActBytes, tile.pool_row + row, full);
-                    }
-                }
-            }
-            if constexpr (config::kIsFp8) {
-                for (uint32_t row = thread; row < tile.width; row += config::kNumActsLoaderThreads) {
-                    const bool is_valid = row < tile.num_rows;
-                    ptx::cp_async_4(ptx::smem_address(&ctx.smem.acts_sf[cursor.stage][row]),
-                                    ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.pool_row + (is_valid ? row : 0), is_valid);
-                }
-                ptx::cp_async_mbarrier_arrive(full);
-            } else {
-                ptx::mbarrier_arrive(full);
             }
         }
     }
 }
 
-__device__ __forceinline__ void load_acts(const mega_moe::Context& ctx, uint32_t thread) {
+__device__ __forceinline__ void load_acts(const mega_moe::Context& ctx) {
     pipeline::RingCursor cursor;
-    if (thread == 0) ptx::prefetch_tensormap(ctx.acts_map);
+    ptx::prefetch_tensormap(ctx.tokens_map);
+    ptx::prefetch_tensormap(ctx.acts_map);
     ctx.scheduler.for_each_tile([&](const mega_moe::Tile& tile) {
         if (tile.is_l2) {
-            load_pool(ctx, tile, thread, cursor);
+            load_rows<true>(ctx, tile, cursor);
         } else {
-            gather_tokens(ctx, tile, thread, cursor);
+            load_rows<false>(ctx, tile, cursor);
         }
     });
 }
@@ -1583,10 +2057,14 @@ __device__ __forceinline__ void load_weights(const mega_moe::Context& ctx) {
                 if constexpr (config::kNumPasses == 1) {
                     ptx::cp_async_bulk(stage, source, config::kWeightStageBytes, full, policy);
                 } else {
-                    // A pass takes its rows' run of the block's codes, and of the scale factors behind them.
-                    ptx::cp_async_bulk(stage, source + pass * config::kStageCodeBytes, config::kStageCodeBytes, full, policy);
-                    ptx::cp_async_bulk(stage + config::kStageCodeBytes, source + config::kNumPasses * config::kStageCodeBytes + pass * config::kStageScaleBytes,
-                                       config::kStageScaleBytes, full, policy);
+                    // A pass takes one of each warpgroup's two 64-row tiles: its codes, and the scale factors behind all codes.
+                    constexpr uint32_t kCodes = config::kStageCodeBytes / 2, kScales = config::kStageScaleBytes / 2;
+#pragma unroll
+                    for (uint32_t warpgroup = 0; warpgroup < 2; ++warpgroup) {
+                        const uint32_t m64 = 2 * warpgroup + pass;
+                        ptx::cp_async_bulk(stage + warpgroup * kCodes, source + m64 * kCodes, kCodes, full, policy);
+                        ptx::cp_async_bulk(stage + 2 * kCodes + warpgroup * kScales, source + 4 * kCodes + m64 * kScales, kScales, full, policy);
+                    }
                 }
             }
         }
@@ -1595,118 +2073,11 @@ __device__ __forceinline__ void load_weights(const mega_moe::Context& ctx) {
 
 }  // namespace roles
 #line 15 "/mega_moe/sm90.cuh"
-//#include "mega_moe/roles/mma_sm90.cuh"
-#line 1 "/mega_moe/roles/route.cuh"
-// Role: route (all warps, before they part)
-// Waits for:  the staging launch (griddepcontrol)
-// Produces:   the schedule in shared memory (each block the same), and in global memory the lists of routed tokens: expert e's by
-//             block e % gridDim.x, in (rank, token, slot) order, announced by list_ready[e]
-// Registers:  those of the launch
-//#pragma once
-//#include "mega_moe/context.cuh"
-//#include "ptx/fence.cuh"
-//#include "ptx/ld_st.cuh"
-
-namespace roles {
-
-__device__ __forceinline__ int32_t local_expert(const mega_moe::Params& params, uint32_t slot) {
-    static_assert(config::kNumRanks == 1, "more ranks need a barrier between their staging and this scan");
-    const int32_t expert = comm::routed_expert(params.peers, params.sym, 0, slot) - int32_t(params.rank * config::kNumLocalExperts);
-    return expert >= 0 && expert < int32_t(config::kNumLocalExperts) ? expert : -1;
-}
-
-// Writes where each expert's rows and token tiles begin.
-__device__ __forceinline__ void build_schedule(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t num_slots) {
-    uint32_t* counts = schedule.row_begin + 1;
-    for (uint32_t e = threadIdx.x; e <= config::kNumLocalExperts; e += config::kNumThreads) schedule.row_begin[e] = 0;
-    __syncthreads();
-    for (uint32_t slot = threadIdx.x; slot < num_slots; slot += config::kNumThreads) {
-        const int32_t expert = local_expert(params, slot);
-        if (expert >= 0) atomicAdd(&counts[expert], 1u);
-    }
-    __syncthreads();
-    if (params.recv_stats != nullptr && blockIdx.x == 0) {
-        for (uint32_t e = threadIdx.x; e < config::kNumLocalExperts; e += config::kNumThreads) params.recv_stats[e] += int32_t(counts[e]);
-        __syncthreads();
-    }
-    if (threadIdx.x < 32) {
-        // Inclusive sums over the experts, 32 at a time.
-        uint32_t rows_before = 0, tiles_before = 0;
-        if (threadIdx.x == 0) schedule.tile_begin[0] = 0;
-        for (uint32_t first = 0; first < config::kNumLocalExperts; first += 32) {
-            const uint32_t e = first + threadIdx.x;
-            uint32_t rows = e < config::kNumLocalExperts ? counts[e] : 0;
-            uint32_t tiles = (rows + config::kBlockN - 1) / config::kBlockN;
-            for (uint32_t step = 1; step < 32; step *= 2) {
-                const uint32_t r = __shfl_up_sync(~0u, rows, step), t = __shfl_up_sync(~0u, tiles, step);
-                if (threadIdx.x >= step) rows += r, tiles += t;
-            }
-            rows += rows_before, tiles += tiles_before;
-            if (e < config::kNumLocalExperts) counts[e] = rows, schedule.tile_begin[e + 1] = tiles;
-            rows_before = __shfl_sync(~0u, rows, 31), tiles_before = __shfl_sync(~0u, tiles, 31);
-        }
-    }
-    __syncthreads();
-}
-
-// Writes what the roles need of one routed row, so that none has to follow an index for it.
-__device__ __forceinline__ void put_row(const mega_moe::Params& params, uint32_t row, uint32_t slot) {
-    params.routed[row] = slot;
-    params.routed_weights[row] = comm::part<const float>(params.peers, 0, params.sym.topk_weights)[slot];
-    if constexpr (config::kHasTokenScales) params.routed_sf[row] = comm::part<const float>(params.peers, 0, params.sym.token_sf)[slot / config::kNumTopk];
-}
-
-// Writes the slots that chose `expert`, in order, to params.routed. Each warp owns a run of slots: count, sum over warps, write.
-__device__ __forceinline__ void build_list(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t num_slots, uint32_t expert) {
-    constexpr uint32_t kNumWarps = config::kNumThreads / 32;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const uint32_t run = (num_slots + 32 * kNumWarps - 1) / (32 * kNumWarps) * 32, begin = warp * run, end = min(num_slots, begin + run);
-    uint32_t count = 0;
-    for (uint32_t first = begin; first < end; first += 32) {
-        const bool is_mine = first + lane < end && local_expert(params, first + lane) == int32_t(expert);
-        count += __popc(__ballot_sync(~0u, is_mine));
-    }
-    if (lane == 0) schedule.warp_counts[warp] = count;
-    __syncthreads();
-    uint32_t row = schedule.row_begin[expert];
-    for (uint32_t w = 0; w < warp; ++w) row += schedule.warp_counts[w];
-    for (uint32_t first = begin; first < end; first += 32) {
-        const bool is_mine = first + lane < end && local_expert(params, first + lane) == int32_t(expert);
-        const uint32_t mask = __ballot_sync(~0u, is_mine);
-        if (is_mine) put_row(params, row + __popc(mask & ((1u << lane) - 1)), first + lane);
-        row += __popc(mask);
-    }
-    // The release below publishes the whole block's writes: they happen before it through the block's barrier.
-    __syncthreads();
-    if (threadIdx.x == 0) ptx::st_release_gpu(&params.list_ready[expert], 1);
-}
-
-// Consumers: acquires all experts' lists, whoever wrote them, before the first tile. Loaders wait for theirs tile by tile.
-__device__ __forceinline__ void wait_lists(const mega_moe::Context& ctx, uint32_t consumer_thread) {
-    const mega_moe::Schedule& schedule = ctx.scheduler.schedule;
-    for (uint32_t e = consumer_thread; e < config::kNumLocalExperts; e += mega_moe::kNumConsumerThreads) {
-        if (schedule.row_begin[e + 1] > schedule.row_begin[e]) {
-            comm::wait_counter(ctx.watchdog, &ctx.params.list_ready[e], 1, comm::WaitFor::kRoutedList, e);
-        }
-    }
-    mega_moe::sync_consumers();
-}
-
-__device__ __forceinline__ void route(const mega_moe::Params& params, mega_moe::Schedule& schedule) {
-    ptx::griddepcontrol_wait();
-    const uint32_t num_slots = params.num_tokens * config::kNumTopk;
-    build_schedule(params, schedule, num_slots);
-    for (uint32_t expert = blockIdx.x; expert < config::kNumLocalExperts; expert += gridDim.x) {
-        if (schedule.row_begin[expert + 1] > schedule.row_begin[expert]) build_list(params, schedule, num_slots, expert);
-    }
-}
-
-}  // namespace roles
-#line 17 "/mega_moe/sm90.cuh"
 //#include "ptx/warp.cuh"
 
 extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
-    mega_moe_sm90(const __grid_constant__ mega_moe::Params params, const __grid_constant__ ptx::TensorMap acts_map) {
+    mega_moe_sm90(const __grid_constant__ mega_moe::Params params, const __grid_constant__ ptx::TensorMap tokens_map,
+                  const __grid_constant__ ptx::TensorMap acts_map) {
     using namespace mega_moe;
     extern __shared__ __align__(1024) uint8_t smem_bytes[];
     SharedStorage& smem = *reinterpret_cast<SharedStorage*>(smem_bytes);
@@ -1717,40 +2088,34 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
     }
     if constexpr (config::kIsFp8) fill_decode_table(smem.decode_table);
     if (threadIdx.x < config::kBlockN) smem.amax[threadIdx.x] = 0;
-    roles::route(params, smem.schedule);
+    roles::dispatch(params, smem.schedule);
     __syncthreads();
 
-    const Context ctx{params, &acts_map, smem, Scheduler{smem.schedule}, comm::Watchdog{params.error_record, params.timeout_ns, params.rank}};
-    // Here rather than in the consumers' branch: there it moved their loop off the uniform registers, 8 % of a call's time.
-    if (threadIdx.x >= config::kFirstConsumerThread) roles::wait_lists(ctx, threadIdx.x - config::kFirstConsumerThread);
+    const Context ctx{params, &tokens_map, &acts_map, smem, Scheduler{smem.schedule}, comm::Watchdog{params.error_record, params.timeout_ns, params.rank}};
 
     // The branch is uniform by warpgroup, as setmaxnreg needs it.
     if (threadIdx.x < config::kFirstConsumerThread) {
         ptx::setmaxnreg_dec<config::kLoaderRegisters>();
         if (threadIdx.x == 0) {
             roles::load_weights(ctx);
-        } else if (threadIdx.x >= 32 && threadIdx.x < 32 + config::kNumActsLoaderThreads) {
-            roles::load_acts(ctx, threadIdx.x - 32);
+        } else if (threadIdx.x == 32) {
+            roles::load_acts(ctx);
         }
     } else {
         ptx::setmaxnreg_inc<config::kConsumerRegisters>();
         const uint32_t thread = threadIdx.x - config::kFirstConsumerThread;
         roles::Consumer consumer{ctx, thread / 128, thread % 128, pipeline::RingCursor{}};
-        ctx.scheduler.for_each_tile([&](const Tile& tile) {
-            const roles::TileInputs inputs = roles::fetch_inputs(consumer, tile);
-            for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
-                roles::Sums sums;
-                if (tile.is_l2) {
-                    roles::multiply_pass<true>(consumer, tile, sums);
-                    roles::epilogue_l2(consumer, tile, pass, inputs, sums);
-                } else {
-                    roles::multiply_pass<false>(consumer, tile, sums);
-                    roles::epilogue_l1(consumer, tile, pass, inputs, sums);
-                }
+        // Without the attribute the largest kernels call it, and MMAs do not run across calls.
+        ctx.scheduler.for_each_tile([&](const Tile& tile) __attribute__((always_inline)) {
+            if (tile.is_l2) {
+                roles::finish_tile<true>(consumer, tile);
+            } else {
+                roles::finish_tile<false>(consumer, tile);
             }
         });
+        ptx::griddepcontrol_launch_dependents();
         roles::combine(ctx, thread);
-        roles::cleanup(ctx, thread, smem.slot);
+        roles::cleanup(ctx, thread, &smem.is_last);
     }
 }
 #line 2 "/kernel.cu"
