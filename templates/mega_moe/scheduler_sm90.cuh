@@ -1,6 +1,7 @@
 // One tile order that every role walks: all L1 tiles, then all L2 tiles; expert by expert, weight rows outside, tokens inside.
 //
-// Block b takes every gridDim.x-th tile. Tokens are innermost, so neighbouring blocks read the same weights at the same time.
+// A block takes every gridDim.x-th tile, but for some L2 tiles that fill L1's last round. Tokens are innermost, so neighbouring blocks
+// read the same weights at the same time.
 // An L2 tile waits only for L1 tiles, which come earlier in every block's walk: with all blocks resident nothing can lock up.
 #pragma once
 #include "config.cuh"

@@ -24,7 +24,7 @@ TILES |= {425: WIDEST, 2048: WIDEST, 8192: WIDEST}
 
 def widest(problem: Problem, recipe: str) -> int:
     """Return the widest tile of a problem."""
-    return token_tiles(problem, get_recipe(recipe))[-1]
+    return token_tiles(problem)[-1]
 
 
 @pytest.mark.parametrize("recipe", HOPPER)
@@ -36,7 +36,7 @@ def test_a_call_takes_the_narrowest_tile_that_most_experts_fit(recipe: str, num_
     assert choice.config.block_n == wanted
     assert choice.reason == f"block_n={wanted}: an expert gets {num_tokens / 8:.1f} tokens on average"
     others = {int(text.partition("=")[2].partition(":")[0]): text for text in choice.others}
-    assert sorted([*others, wanted]) == list(token_tiles(LAYER, get_recipe(recipe)))
+    assert sorted([*others, wanted]) == list(token_tiles(LAYER))
     for tile, text in others.items():
         assert ("read weights again" in text) == (tile < wanted)
         assert ("more empty columns" in text) == (tile > wanted)
@@ -57,7 +57,7 @@ def test_tiles_grow_with_the_call_and_no_further_than_the_widest() -> None:
             problem = replace(LAYER, activation=activation)
             tiles = [token_tile(problem, get_recipe(recipe), n) for n in range(1, 4096, 7)]
             assert tiles == sorted(tiles)
-            assert set(tiles) == set(token_tiles(problem, get_recipe(recipe)))
+            assert set(tiles) == set(token_tiles(problem))
 
 
 PLANS = [  # capacity, tiles that are built

@@ -105,7 +105,7 @@ SWEEP = [
 )
 def test_shared_memory_fits_for_every_problem_and_tile(problem: Problem, recipe: str) -> None:
     """Each tile has a configuration of at least two stages, and one stage more would not fit (or is not allowed)."""
-    for block_n in token_tiles(problem, get_recipe(recipe)):
+    for block_n in token_tiles(problem):
         chosen = config_for_tile(problem, get_recipe(recipe), SM90, block_n)
         assert reject(chosen) is None
         assert 2 <= chosen.num_stages <= 8
@@ -196,7 +196,7 @@ def test_the_pool_holds_every_routing(
     of_slots = data.draw(st.lists(st.integers(0, num_experts - 1), max_size=capacity * num_topk))
     rows = [of_slots.count(expert) for expert in range(num_experts)]
     assert shapes.pool_rows % 4 == 0  # a bulk copy of scale factors starts at 16 bytes in every row block
-    for tile in token_tiles(problem, recipe):
+    for tile in token_tiles(problem):
         tiles = sum(-(-count // tile) for count in rows)
         assert tiles * tile <= shapes.pool_rows
         assert tiles * 4 <= sizes["rows_ready"]

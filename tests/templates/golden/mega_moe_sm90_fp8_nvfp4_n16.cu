@@ -370,7 +370,8 @@ __device__ __forceinline__ int32_t home_expert(const Params& params, uint32_t sl
 #line 1 "/mega_moe/scheduler_sm90.cuh"
 // One tile order that every role walks: all L1 tiles, then all L2 tiles; expert by expert, weight rows outside, tokens inside.
 //
-// Block b takes every gridDim.x-th tile. Tokens are innermost, so neighbouring blocks read the same weights at the same time.
+// A block takes every gridDim.x-th tile, but for some L2 tiles that fill L1's last round. Tokens are innermost, so neighbouring blocks
+// read the same weights at the same time.
 // An L2 tile waits only for L1 tiles, which come earlier in every block's walk: with all blocks resident nothing can lock up.
 //#pragma once
 //#include "config.cuh"
@@ -478,7 +479,7 @@ struct SharedStorage {
 static_assert(sizeof(SharedStorage) == config::kSmemBytes, "recipes/sm90.py plans another shared memory");
 
 }  // namespace mega_moe
-#line 8 "/mega_moe/scheduler_sm90.cuh"
+#line 9 "/mega_moe/scheduler_sm90.cuh"
 //#include "types.cuh"
 
 namespace mega_moe {
@@ -1720,7 +1721,10 @@ constexpr uint32_t kNumWarps = config::kNumThreads / 32;
 constexpr uint32_t kRun = layout::TokenOrder<config::kIsFp8>::kRun;
 constexpr uint32_t kVector = 16 / config::kActBytes;  // elements of a vector: runs of four 16-groups
 constexpr uint32_t kRowVectors = config::kTokenRowBytes / 16;
-constexpr uint32_t kMostHeld = 4;  // vectors of a token that a thread keeps in registers; others are read twice
+template <uint32_t kThreads>
+constexpr uint32_t kPerThread = (kRowVectors + kThreads - 1) / kThreads;  // vectors of a token, where kThreads threads share it
+template <uint32_t kThreads>
+constexpr uint32_t kHeld = kPerThread<kThreads> < 4 ? kPerThread<kThreads> : 4;  // stay in registers; others are read twice
 static_assert(kVector == 4 * kRun);
 
 __device__ __forceinline__ int32_t local_expert(const mega_moe::Params& params, uint32_t slot) {
@@ -1885,29 +1889,38 @@ __device__ __forceinline__ float largest_of(mega_moe::Schedule& schedule, float 
     return value;
 }
 
+// What a thread holds of a token of the caller's.
+template <uint32_t kThreads>
+struct HeldValues {
+    Values16 vectors[kHeld<kThreads>];
+
+    __device__ __forceinline__ void load(const mega_moe::Params& params, uint32_t token) {
+        const uint8_t* x_row = params.x + uint64_t(token) * params.x_stride_bytes;
+#pragma unroll
+        for (uint32_t i = 0; i < kHeld<kThreads>; ++i) vectors[i] = load_values(x_row, threadIdx.x % kThreads + kThreads * i);
+    }
+};
+
 // kThreads threads: a token from the caller's x, quantised, to its rows. Returns its scale.
 template <uint32_t kThreads>
-__device__ __forceinline__ float quantize_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t token) {
-    constexpr uint32_t kPerThread = (kRowVectors + kThreads - 1) / kThreads, kHeld = kPerThread < kMostHeld ? kPerThread : kMostHeld;
+__device__ __forceinline__ float quantize_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t token,
+                                                const HeldValues<kThreads>& held) {
     const uint32_t thread = threadIdx.x % kThreads;
     const uint8_t* x_row = params.x + uint64_t(token) * params.x_stride_bytes;
-    Values16 held[kHeld];
     float scale = 1.0f, inverse = 1.0f;
-#pragma unroll
-    for (uint32_t i = 0; i < kHeld; ++i) held[i] = load_values(x_row, thread + kThreads * i);
     if constexpr (config::kIsFp8) {
         float largest = 0.0f;
 #pragma unroll
-        for (uint32_t i = 0; i < kHeld; ++i) largest = fmaxf(largest, amax(held[i]));
+        for (uint32_t i = 0; i < kHeld<kThreads>; ++i) largest = fmaxf(largest, amax(held.vectors[i]));
 #pragma unroll 4
-        for (uint32_t i = kHeld; i < kPerThread; ++i) largest = fmaxf(largest, amax(load_values(x_row, thread + kThreads * i)));
+        for (uint32_t i = kHeld<kThreads>; i < kPerThread<kThreads>; ++i) largest = fmaxf(largest, amax(load_values(x_row, thread + kThreads * i)));
         scale = fmaxf(largest_of<kThreads>(schedule, largest), config::kMinAmax) / 448.0f;
         inverse = 1.0f / scale;
     }
 #pragma unroll
-    for (uint32_t i = 0; i < kHeld; ++i) store_vector(params, pool_rows, thread + kThreads * i, encode(held[i], inverse));
+    for (uint32_t i = 0; i < kHeld<kThreads>; ++i) store_vector(params, pool_rows, thread + kThreads * i, encode(held.vectors[i], inverse));
 #pragma unroll 2
-    for (uint32_t i = kHeld; i < kPerThread; ++i) {
+    for (uint32_t i = kHeld<kThreads>; i < kPerThread<kThreads>; ++i) {
         store_vector(params, pool_rows, thread + kThreads * i, encode(load_values(x_row, thread + kThreads * i), inverse));
     }
     return scale;
@@ -1924,7 +1937,7 @@ __device__ __forceinline__ float copy_token(const mega_moe::Params& params, cons
 
 // One token, by kThreads threads: a warp, or the whole block.
 template <uint32_t kThreads>
-__device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t token) {
+__device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t token, const HeldValues<kThreads>& held) {
     static_assert(config::kNumTopk <= 32, "a lane a slot");
     const uint32_t warp = threadIdx.x % kThreads < 32 ? threadIdx.x / 32 : ~0u, lane = threadIdx.x % 32, slot = token * config::kNumTopk + lane;
     uint32_t (&pool_rows)[config::kNumTopk] = schedule.pool_rows[kThreads == 32 ? threadIdx.x / 32 : 0];
@@ -1938,7 +1951,7 @@ __device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, m
     if (warp != ~0u && lane < config::kNumTopk) pool_rows[lane] = pool_row;
     if constexpr (kThreads == 32) __syncwarp();
     else __syncthreads();
-    const float scale = params.x != nullptr ? quantize_token<kThreads>(params, schedule, pool_rows, token) : copy_token<kThreads>(params, pool_rows, token);
+    const float scale = params.x != nullptr ? quantize_token<kThreads>(params, schedule, pool_rows, token, held) : copy_token<kThreads>(params, pool_rows, token);
     if (expert >= 0) {
         params.routed[pool_row] = slot;
         params.routed_weights[pool_row] = params.topk_weights[slot];
@@ -1953,11 +1966,19 @@ __device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, m
 __device__ __forceinline__ void dispatch(const mega_moe::Params& params, mega_moe::Schedule& schedule) {
     ptx::griddepcontrol_wait();
     const Share share(params.num_tokens);
+    // A single token's values are on their way while the schedule is made.
+    const bool is_single = share.end - share.begin == 1;
+    HeldValues<config::kNumThreads> single = {};
+    if (is_single && params.x != nullptr) single.load(params, share.begin);
     build_schedule(params, schedule, share);
-    if (share.end - share.begin == 1) {
-        dispatch_token<config::kNumThreads>(params, schedule, share.begin);
-    } else {
-        for (uint32_t token = share.begin + threadIdx.x / 32; token < share.end; token += kNumWarps) dispatch_token<32>(params, schedule, token);
+    if (is_single) {
+        dispatch_token<config::kNumThreads>(params, schedule, share.begin, single);
+        return;
+    }
+    for (uint32_t token = share.begin + threadIdx.x / 32; token < share.end; token += kNumWarps) {
+        HeldValues<32> held = {};
+        if (params.x != nullptr) held.load(params, token);
+        dispatch_token<32>(params, schedule, token, held);
     }
 }
 
