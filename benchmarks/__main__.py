@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NO_QUESTIONS = ("record", "tables")
+NO_QUESTIONS = ("journal", "record", "tables")
 
 
 def questions() -> list[str]:

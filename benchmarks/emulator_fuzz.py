@@ -4,7 +4,8 @@
     python -m benchmarks.emulator_fuzz --show 1234            # print text 1234, and how it is run
 
 Each text is parsed, decoded, compiled and launched in a child process. Nothing may crash it, hang it, raise anything
-that is no MegaMoeError, or change memory that the kernel was not given. Exits with 1 when something does.
+that is no MegaMoeError, or change memory that the kernel was not given. Exits with 1 when something does. Outcomes are
+kept as they come: a run that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.fuzzing.kernels import KERNELS
 from benchmarks.fuzzing.worker import BAD_OUTCOMES, GOOD_OUTCOMES, case
-from benchmarks.record import Cell, Column, Result, save
+from benchmarks.journal import Journal, fingerprint
+from benchmarks.record import Cell, Column, Result, measure_conditions, save
 
-CHUNK = 500
+CHUNK = 1000  # texts of one process: starting it takes as long as 60 of them
 TIMEOUT_S = 60.0
 COLUMNS = (
     Column(key="kernel", heading="kernel"),
@@ -101,20 +104,44 @@ def _watch(child: subprocess.Popen[bytes], first: int, timeout_s: float) -> Iter
         yield Outcome(index=running, outcome="crash", detail=f"{name}: {tail}")
 
 
-def fuzz(seed: int, num_texts: int, *, engine: str, processes: int = 1, timeout_s: float = TIMEOUT_S) -> list[Outcome]:
-    """Run `num_texts` texts in `processes` processes; prints the bad ones as they come."""
+def fuzz(
+    seed: int,
+    num_texts: int,
+    *,
+    engine: str,
+    processes: int = 1,
+    timeout_s: float = TIMEOUT_S,
+    journal: Journal | None = None,
+) -> list[Outcome]:
+    """Run `num_texts` texts in `processes` processes; prints the bad ones as they come.
 
-    def one(first: int) -> list[Outcome]:
+    Chunks that `journal` holds are not run again, the others are added to it.
+    """
+    known = {entry["first"]: entry for entry in journal.entries} if journal else {}
+
+    def one(first: int) -> dict[str, Any]:
         last = min(first + CHUNK, num_texts)
-        found = list(run_texts(seed, first, last, engine=engine, timeout_s=timeout_s))
-        for outcome in found:
-            if outcome.outcome in BAD_OUTCOMES:
-                print(f"text {outcome.index}: {outcome.outcome}: {outcome.detail}", flush=True)
-        return found
+        if first in known and known[first]["last"] == last:
+            return known[first]
+        start = time.monotonic()
+        found = [
+            (outcome.index, outcome.outcome, outcome.detail if outcome.outcome in BAD_OUTCOMES else "")
+            for outcome in run_texts(seed, first, last, engine=engine, timeout_s=timeout_s)
+        ]
+        return {"first": first, "last": last, "seconds": time.monotonic() - start, "outcomes": found}
 
+    outcomes = []
     with ThreadPoolExecutor(processes) as pool:
-        chunks = pool.map(one, range(0, num_texts, CHUNK))
-        return [outcome for chunk in chunks for outcome in chunk]
+        for chunk in pool.map(one, range(0, num_texts, CHUNK)):
+            if journal and chunk["first"] not in known:
+                journal.add(chunk)
+            found = [Outcome(index=index, outcome=what, detail=detail) for index, what, detail in chunk["outcomes"]]
+            for outcome in found:
+                if outcome.outcome in BAD_OUTCOMES:
+                    print(f"text {outcome.index}: {outcome.outcome}: {outcome.detail}", flush=True)
+            print(f"{chunk['last']} of {num_texts}", file=sys.stderr, flush=True)
+            outcomes += found
+    return outcomes
 
 
 def rows(outcomes: list[Outcome]) -> list[dict[str, Cell]]:
@@ -148,13 +175,16 @@ def main() -> int:
         found = case(args.seed, args.show)
         print(f"// {found.kernel.name}, checks={found.checks}, completion={found.completion}\n{found.text}")
         return 0
-    start = time.monotonic()
-    outcomes = fuzz(args.seed, args.texts, engine=args.engine, processes=args.processes)
+    conditions = measure_conditions()
+    state = {"sources": fingerprint("benchmarks/fuzzing/*.py"), "seed": args.seed, "engine": args.engine}
+    journal = Journal("emulator_fuzz", state)
+    outcomes = fuzz(args.seed, args.texts, engine=args.engine, processes=args.processes, journal=journal)
     table = rows(outcomes)
     for row in table:
         print(", ".join(f"{key} {value}" for key, value in row.items()))
     if not args.no_record:
-        notes = f"{NOTES} Seed {args.seed}, {args.engine} engine, {time.monotonic() - start:.0f} s."
+        seconds = sum(chunk["seconds"] for chunk in journal.entries)
+        notes = f"{NOTES} Seed {args.seed}, {args.engine} engine, {seconds:,.0f} s in {args.processes} process(es)."
         save(
             Result(
                 name="emulator_fuzz",
@@ -162,8 +192,10 @@ def main() -> int:
                 columns=COLUMNS,
                 rows=tuple(table),
                 notes=notes,
+                conditions=conditions,
             )
         )
+        journal.finish()
     return 1 if table[-1]["bad"] else 0
 
 

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from benchmarks import emulator_fuzz
 from benchmarks.emulator_fuzz import COLUMNS, Outcome, fuzz, main, rows, run_texts
 from benchmarks.fuzzing.kernels import KERNELS, FuzzKernel
 from benchmarks.fuzzing.worker import BAD_OUTCOMES, GOOD_OUTCOMES, Case, case, run
+from benchmarks.journal import Journal
 from megamoe_jit.emulator.parser import PtxSyntaxError, parse
 
 _NUM_TEXTS = 160
@@ -96,3 +100,23 @@ def test_a_text_can_be_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert printed.startswith("// cluster, checks=")
     assert printed.endswith(case(3, 4).text + "\n")
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    def some(seed: int, first: int, last: int, **_: object) -> Iterator[Outcome]:
+        ran.append(first)
+        if first == 8 and len(ran) < 4:
+            raise KeyboardInterrupt
+        for index in range(first, last):
+            yield Outcome(index=index, outcome="hang" if index == 5 else "ran", detail="why")
+
+    monkeypatch.setattr(emulator_fuzz, "CHUNK", 4)
+    monkeypatch.setattr(emulator_fuzz, "run_texts", some)
+    with pytest.raises(KeyboardInterrupt):
+        fuzz(1, 10, engine="native", journal=Journal("fuzz", {}, folder=tmp_path))
+    outcomes = fuzz(1, 10, engine="native", journal=Journal("fuzz", {}, folder=tmp_path))
+    assert ran == [0, 4, 8, 8]
+    assert [outcome.index for outcome in outcomes] == list(range(10))
+    assert outcomes[5] == Outcome(index=5, outcome="hang", detail="why")

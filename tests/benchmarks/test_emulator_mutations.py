@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import emulator_mutations as benchmark
+from benchmarks.emulator_mutations import COLUMNS, SURVIVOR_COLUMNS, Verdict, examine, judge, rows_of, survivors_of
+from benchmarks.journal import Journal
+from benchmarks.mutation import equivalent
+from benchmarks.mutation.cases import Case, Completion
+from benchmarks.mutation.equivalent import EQUIVALENT, Reason, reason_for
+from benchmarks.mutation.operators import Mutant
+from megamoe_jit.errors import EmulatorFault
+
+NAMES = ("loud", "late", "silent", "seldom")
+
+
+class Program:
+    """Stands in for a compiled kernel: what its handlers are decides what a run gives."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[int, Any] = {}
+
+
+def _mutant(number: int) -> Mutant:
+    return Mutant(kind="wait", change="dropped", place=NAMES[number], handlers={number: lambda warp, mask: None})
+
+
+def _case() -> tuple[Case, list[tuple[Completion, int]]]:
+    """A kernel whose first mistake raises, whose second shows under lazy completion, whose last with one seed."""
+    program, runs = Program(), []
+
+    def run(completion: Completion, seed: int) -> torch.Tensor:
+        runs.append((completion, seed))
+        wrong = next(iter(program.handlers), None)
+        if wrong == 0:
+            raise EmulatorFault("stopped")
+        is_wrong = (wrong == 1 and completion == "lazy") or (wrong == 3 and seed == 2)
+        return torch.full((4,), float(is_wrong))
+
+    return Case(name="a kernel", run=run, program=lambda: program, expected=torch.zeros(4)), runs
+
+
+def test_who_catches_what() -> None:
+    case, runs = _case()
+    verdicts = [judge("kernel", case, _mutant(number), 5) for number in range(4)]
+    assert [set(verdict.caught_by) for verdict in verdicts] == [
+        {"lazy", "eager", "random"}, {"lazy"}, set(), {"random"},
+    ]  # fmt: skip
+    assert [verdict.how for verdict in verdicts] == [
+        "lazy: EmulatorFault: stopped",
+        "lazy: another y",
+        "",
+        "random: another y",
+    ]
+    assert Counter(runs)["lazy", 0] == 4
+    assert case.program().handlers == {}, "the kernel is whole again"
+
+
+def test_rows_and_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equivalent, "EQUIVALENT", (Reason(where="silent", why="it says nothing"),))
+    case, _ = _case()
+    verdicts = [judge("kernel", case, _mutant(number), 2) for number in range(4)]
+    rows = rows_of(verdicts)
+    assert all({column.key for column in COLUMNS} <= row.keys() for row in rows)
+    of_class = next(row for row in rows if row["kind"] == "wait")
+    assert of_class == {
+        "case": "kernel", "kind": "wait", "mutants": 4, "equivalent": 1,
+        "lazy": 2, "random": 1, "eager": 1, "caught": 2, "rate": 66.67,
+    }  # fmt: skip
+    assert {**rows[-1], "kind": "wait", "case": "kernel"} == of_class
+    survivors = survivors_of(verdicts)
+    assert [(row["place"], row["why"]) for row in survivors] == [("silent", "it says nothing"), ("seldom", None)]
+    assert all({column.key for column in SURVIVOR_COLUMNS} == row.keys() for row in survivors)
+
+
+def test_verdicts_of_an_interrupted_run_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, _ = _case()
+    judged: list[str] = []
+
+    def watched(name: str, case: Case, mutant: Mutant, num_random: int) -> Verdict:
+        judged.append(mutant.place)
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        return judge(name, case, mutant, num_random)
+
+    monkeypatch.setattr(benchmark, "CASES", {"kernel": lambda: case})
+    monkeypatch.setattr(benchmark, "mutants", lambda program, executed: [_mutant(number) for number in range(4)])
+    monkeypatch.setattr(benchmark, "judge", watched)
+    with pytest.raises(KeyboardInterrupt):
+        list(examine("kernel", Journal("m", {}, folder=tmp_path), num_random=2, limit=None))
+    verdicts = list(examine("kernel", Journal("m", {}, folder=tmp_path), num_random=2, limit=None))
+    assert judged == ["loud", "late", "late", "silent", "seldom"]
+    assert [(v.mutant.place, set(v.caught_by)) for v in verdicts] == [
+        ("loud", {"lazy", "eager", "random"}), ("late", {"lazy"}), ("silent", set()), ("seldom", set()),
+    ]  # fmt: skip
+
+
+def test_reasons_are_said_of_survivors_only() -> None:
+    reason = EQUIVALENT[0]
+    mutant = Mutant(kind=reason.kind or "wait", change="dropped", place=f"x {reason.where} y", handlers={})
+    assert reason_for(reason.case, mutant) == reason
+    caught = Verdict(case=reason.case, mutant=mutant, caught_by=frozenset({"lazy"}), how="lazy: another y")
+    missed = Verdict(case=reason.case, mutant=mutant, caught_by=frozenset(), how="")
+    assert (caught.why, missed.why) == ("", reason.why)
+    elsewhere = Mutant(kind=mutant.kind, change="dropped", place="elsewhere", handlers={})
+    assert reason_for(reason.case, elsewhere) is None
