@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -89,18 +90,43 @@ def grouped_gemm(recipe: str = "nvfp4_nvfp4", cta_group: int = 2) -> Case:
     return _on_backend(f"grouped_gemm {recipe} x{cta_group}", "grouped_gemm_sm100", call)
 
 
-def mega_moe(recipe: str, arch: str, kernel: str) -> Case:
-    """A fused MoE: four experts with partly filled tiles, several K stages."""
+@contextmanager
+def _tight(num_stages: int) -> Iterator[None]:
+    """Have layers compiled with few stages and, on Blackwell, a ring of two token tiles, so that all are used again."""
+    from megamoe_jit.ops import plan, plan_sm100
+    from megamoe_jit.recipes.choose import plan_kernels
+
+    def changed(problem: Any, recipe: Any, arch: Any) -> tuple[Any, ...]:
+        return tuple(
+            replace(kernel, num_stages=num_stages, **({"ring_tiles": 2} if hasattr(kernel, "ring_tiles") else {}))
+            if hasattr(kernel, "num_stages")
+            else kernel
+            for kernel in plan_kernels(problem, recipe, arch)
+        )
+
+    modules: tuple[Any, ...] = (plan, plan_sm100)
+    for module in modules:
+        module.plan_kernels = changed
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.plan_kernels = plan_kernels
+
+
+def mega_moe(recipe: str, arch: str, kernel: str, *, hidden: int = 256) -> Case:
+    """A fused MoE: three experts whose tiles several warps write, two stages, fewer lists than CTAs."""
     from megamoe_jit import MegaMoE, MoeWeights
     from megamoe_jit.recipes import get_recipe
 
     generator = torch.Generator().manual_seed(5)
-    num_tokens, hidden, intermediate, experts, topk = 21, 512, 256, 4, 2
+    num_tokens, intermediate, experts, topk = 61, 256, 3, 2
     weights = MoeWeights.random(experts, hidden, intermediate, seed=5, checkpoint=get_recipe(recipe).checkpoint)
     x = torch.randn(num_tokens, hidden, generator=generator).bfloat16()
     topk_weights, topk_idx = torch.randn(num_tokens, experts, generator=generator).softmax(-1).topk(topk)
     moe = MegaMoE(weights, recipe=recipe, arch=arch, backend="emulator", max_tokens_per_rank=num_tokens, num_topk=topk)
-    return _on_backend(f"mega_moe {recipe} {arch}", kernel, lambda: moe(x, topk_idx, topk_weights))
+    with _tight(num_stages=2):
+        return _on_backend(f"mega_moe {recipe} {arch}", kernel, lambda: moe(x, topk_idx, topk_weights))
 
 
 def triton_dot_scaled() -> Case:

@@ -80,6 +80,10 @@ class Chains:
             chain = self._chains[key] = self._make(warp, key)
         return chain
 
+    def find(self, key: Hashable) -> Chain | None:
+        """Return the chain called `key`, None when it was never used."""
+        return self._chains.get(key)
+
     def begin(self, warp: Warp, pc: int, actor: Mbarrier | Hashable, proxy: str) -> AsyncAccess:
         """Note an operation that `warp` issues."""
         rows = warp.clock.rows.copy()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.queues import AsyncOp
     from megamoe_jit.emulator.machine.state import Cluster, Place, Warp
 
-ASYNC_READERS = 8
+ASYNC_READERS = 12
 """Chains of asynchronous work in a CTA whose reads of shared memory are remembered, beside half as many as warps."""
 
 _HEAD_BYTES = 128
@@ -231,8 +231,9 @@ class Checker(SyncChecks):
         access = self.chains.begin(warp, op.pc, actor, proxy)
         self.reserve(len(self.actors))
         if len(access.rows) > TENSOR:
-            for chain in (self.chains.get(warp, key) for key in same_thread):
-                for number in (chain.reads, chain.writes):
+            for key in same_thread:
+                chain = self.chains.find(key)
+                for number in (chain.reads, chain.writes) if chain is not None else ():
                     if number < access.rows.shape[1]:
                         access.rows[TENSOR, number] = access.rows[ORDER, number]
         access.writes = tuple(watch(self._ready(writes), self.machine.allocations))
@@ -298,8 +299,9 @@ class Checker(SyncChecks):
         self, warp: Warp, actor: Hashable, number: int, *, reads_only: bool = False, tensor: bool = True
     ) -> None:
         """Note that a group is done."""
-        chain = self.chains.get(warp, actor)
-        self.reserve(len(self.actors))
+        chain = self.chains.find(actor)
+        if chain is None:  # nothing was ever issued
+            return
         warp.clock.observe(chain.reads, chain.base + number, tensor=tensor)
         if not reads_only:
             warp.clock.observe(chain.writes, chain.base + number, tensor=tensor)
