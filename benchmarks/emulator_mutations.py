@@ -3,8 +3,8 @@
     python -m benchmarks.emulator_mutations [--case NAME ...] [--random 5] [--limit N] [--no-record]
 
 Each mutant runs under lazy completion, random completion (several seeds) and eager completion. It is caught when a run
-raises a fault, stops itself with a record, or returns another y than the correct kernel, bit for bit. Verdicts are kept
-as they come: a run that was interrupted goes on where it was.
+raises a fault, stops itself with a record, returns another y than the correct kernel, bit for bit, or leaves a warning,
+of which the correct kernels have none. Verdicts are kept as they come: an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def judge(name: str, case: Case, mutant: Mutant, num_random: int) -> Verdict:
 
 def _outcome(case: Case, completion: Completion, seed: int) -> str:
     try:
-        return "" if case.is_right(case.run(completion, seed)) else "another y"
+        return case.complaint(case.run(completion, seed))
     except MegaMoeError as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
 
@@ -89,7 +89,7 @@ def examine(name: str, journal: Journal, *, num_random: int, limit: int | None) 
     case = CASES[name]()
     program = case.program()
     with counted(program) as executed:
-        assert case.is_right(case.run("lazy", 0)), "the correct kernel gives its own y"
+        case.run("lazy", 0)
     found = mutants(program, executed)
     if limit is not None and limit < len(found):
         found = [found[i * len(found) // limit] for i in range(limit)]

@@ -11,7 +11,7 @@ from benchmarks import emulator_mutations as benchmark
 from benchmarks.emulator_mutations import COLUMNS, SURVIVOR_COLUMNS, Verdict, examine, judge, rows_of, survivors_of
 from benchmarks.journal import Journal
 from benchmarks.mutation import equivalent
-from benchmarks.mutation.cases import Case, Completion
+from benchmarks.mutation.cases import Case, Completion, Ran
 from benchmarks.mutation.equivalent import EQUIVALENT, Reason, reason_for
 from benchmarks.mutation.operators import Mutant
 from megamoe_jit.errors import EmulatorFault
@@ -34,13 +34,13 @@ def _case() -> tuple[Case, list[tuple[Completion, int]]]:
     """A kernel whose first mistake raises, whose second shows under lazy completion, whose last with one seed."""
     program, runs = Program(), []
 
-    def run(completion: Completion, seed: int) -> torch.Tensor:
+    def run(completion: Completion, seed: int) -> Ran:
         runs.append((completion, seed))
         wrong = next(iter(program.handlers), None)
         if wrong == 0:
             raise EmulatorFault("stopped")
         is_wrong = (wrong == 1 and completion == "lazy") or (wrong == 3 and seed == 2)
-        return torch.full((4,), float(is_wrong))
+        return Ran(y=torch.full((4,), float(is_wrong)))
 
     return Case(name="a kernel", run=run, program=lambda: program, expected=torch.zeros(4)), runs
 
@@ -59,6 +59,13 @@ def test_who_catches_what() -> None:
     ]
     assert Counter(runs)["lazy", 0] == 4
     assert case.program().handlers == {}, "the kernel is whole again"
+
+
+def test_a_warning_is_a_catch_too() -> None:
+    case, _ = _case()
+    assert case.complaint(Ran(y=torch.zeros(4))) == ""
+    assert case.complaint(Ran(y=torch.full((4,), -0.0))) == "another y"
+    assert case.complaint(Ran(y=torch.zeros(4), reports=frozenset({"unordered-rows"}))) == "warnings: unordered-rows"
 
 
 def test_rows_and_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
