@@ -24,6 +24,7 @@ from megamoe_jit.errors import MegaMoeError
 
 RANDOM = 0.3  # probability of a completion at each step of the scheduler
 KINDS = ("wait", "fence", "commit", "expect_tx", "phase", "arrive", "SF column", "swizzle", "bar.sync")
+FILES = ("benchmarks/mutation/cases.py", "benchmarks/mutation/operators.py", "tests/emulator/triton/*.py")
 POLICIES = ("lazy", "random", "eager")
 COLUMNS = (
     Column(key="case", heading="kernel"),
@@ -165,9 +166,7 @@ def main() -> None:
     parser.add_argument("--no-record", action="store_true")
     options = parser.parse_args()
     conditions = measure_conditions()
-    journal = Journal(
-        "emulator_mutations", {"sources": fingerprint("benchmarks/mutation/*.py"), "random": options.random}
-    )
+    journal = Journal("emulator_mutations", {"sources": fingerprint(*FILES), "random": options.random})
     verdicts = [
         verdict
         for name in options.case or CASES

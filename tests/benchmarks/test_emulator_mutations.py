@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def _mutant(number: int) -> Mutant:
 
 def _case() -> tuple[Case, list[tuple[Completion, int]]]:
     """A kernel whose first mistake raises, whose second shows under lazy completion, whose last with one seed."""
-    program, runs = Program(), []
+    program, runs, zeros = Program(), [], torch.zeros(4)
 
     def run(completion: Completion, seed: int) -> Ran:
         runs.append((completion, seed))
@@ -42,7 +43,7 @@ def _case() -> tuple[Case, list[tuple[Completion, int]]]:
         is_wrong = (wrong == 1 and completion == "lazy") or (wrong == 3 and seed == 2)
         return Ran(y=torch.full((4,), float(is_wrong)))
 
-    return Case(name="a kernel", run=run, program=lambda: program, expected=torch.zeros(4)), runs
+    return Case(name="a kernel", run=run, program=lambda: program, expected=zeros, reference=zeros), runs
 
 
 def test_who_catches_what() -> None:
@@ -65,7 +66,9 @@ def test_a_warning_is_a_catch_too() -> None:
     case, _ = _case()
     assert case.complaint(Ran(y=torch.zeros(4))) == ""
     assert case.complaint(Ran(y=torch.full((4,), -0.0))) == "another y"
-    assert case.complaint(Ran(y=torch.zeros(4), reports=frozenset({"unordered-rows"}))) == "warnings: unordered-rows"
+    warned = Ran(y=torch.zeros(4), reports=frozenset({"unordered-rows", "note"}))
+    assert case.complaint(warned) == "warnings: note, unordered-rows"
+    assert replace(case, known=frozenset({"note"})).complaint(warned) == "warnings: unordered-rows"
 
 
 def test_rows_and_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
