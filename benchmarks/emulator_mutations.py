@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from benchmarks.journal import Journal, fingerprint
 from benchmarks.mutation.cases import CASES, Case, Completion
-from benchmarks.mutation.equivalent import EQUIVALENT, reason_for
+from benchmarks.mutation.equivalent import EQUIVALENT, Reason, reason_for
 from benchmarks.mutation.operators import Mutant, counted, mutants, replaced
 from benchmarks.record import Cell, Column, Result, measure_conditions, save
 from megamoe_jit.errors import MegaMoeError
@@ -40,7 +40,8 @@ SURVIVOR_COLUMNS = (
     Column(key="kind", heading="class"),
     Column(key="place", heading="instruction"),
     Column(key="change", heading="change"),
-    Column(key="why", heading="why nobody can see it"),
+    Column(key="equivalent", heading="equivalent"),
+    Column(key="why", heading="why it survives"),
 )
 
 
@@ -54,10 +55,14 @@ class Verdict:
     how: str
 
     @property
-    def why(self) -> str:
-        """Why nobody can see the mistake, "" where somebody can."""
-        reason = None if self.caught_by else reason_for(self.case, self.mutant)
-        return reason.why if reason else ""
+    def reason(self) -> Reason | None:
+        """Why it survived; None when it did not, or when nobody knows."""
+        return None if self.caught_by else reason_for(self.case, self.mutant)
+
+    @property
+    def is_equivalent(self) -> bool:
+        """Whether the mistake changes nothing that could be seen."""
+        return self.reason is not None and self.reason.equivalent
 
 
 def judge(name: str, case: Case, mutant: Mutant, num_random: int) -> Verdict:
@@ -117,7 +122,7 @@ def row_of(name: str, kind: str, verdicts: Iterable[Verdict]) -> dict[str, Cell]
     mine = list(verdicts)
     by = Counter(policy for verdict in mine for policy in verdict.caught_by)
     caught = sum(bool(verdict.caught_by) for verdict in mine)
-    equivalent = sum(bool(verdict.why) for verdict in mine)
+    equivalent = sum(verdict.is_equivalent for verdict in mine)
     return {
         "case": name,
         "kind": kind,
@@ -150,7 +155,8 @@ def survivors_of(verdicts: list[Verdict]) -> list[dict[str, Cell]]:
             "kind": verdict.mutant.kind,
             "place": verdict.mutant.place,
             "change": verdict.mutant.change,
-            "why": verdict.why or None,
+            "equivalent": verdict.is_equivalent,
+            "why": verdict.reason.why if verdict.reason else None,
         }
         for verdict in verdicts
         if not verdict.caught_by
@@ -175,9 +181,9 @@ def main() -> None:
     rows, survivors = rows_of(verdicts), survivors_of(verdicts)
     for row in survivors:
         print(", ".join(f"{key}: {value}" for key, value in row.items()))
-    said = {verdict.why for verdict in verdicts}
+    said = [verdict.reason for verdict in verdicts]
     for reason in EQUIVALENT:
-        if reason.why not in said:
+        if reason not in said:
             print(f"no survivor has this reason: {reason.case} {reason.kind} {reason.where}")
     total = rows[-1]
     summary = (

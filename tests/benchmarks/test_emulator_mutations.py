@@ -17,6 +17,7 @@ from benchmarks.mutation.equivalent import EQUIVALENT, Reason, reason_for
 from benchmarks.mutation.operators import Mutant
 from megamoe_jit.errors import EmulatorFault
 
+LIMIT = Reason(where="seldom", why="the seed is too rare", equivalent=False)
 NAMES = ("loud", "late", "silent", "seldom")
 
 
@@ -72,7 +73,7 @@ def test_a_warning_is_a_catch_too() -> None:
 
 
 def test_rows_and_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(equivalent, "EQUIVALENT", (Reason(where="silent", why="it says nothing"),))
+    monkeypatch.setattr(equivalent, "EQUIVALENT", (Reason(where="silent", why="nothing"), LIMIT))
     case, _ = _case()
     verdicts = [judge("kernel", case, _mutant(number), 2) for number in range(4)]
     rows = rows_of(verdicts)
@@ -84,7 +85,9 @@ def test_rows_and_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     assert {**rows[-1], "kind": "wait", "case": "kernel"} == of_class
     survivors = survivors_of(verdicts)
-    assert [(row["place"], row["why"]) for row in survivors] == [("silent", "it says nothing"), ("seldom", None)]
+    assert [(row["place"], row["equivalent"], row["why"]) for row in survivors] == [
+        ("silent", True, "nothing"), ("seldom", False, "the seed is too rare"),
+    ]  # fmt: skip
     assert all({column.key for column in SURVIVOR_COLUMNS} == row.keys() for row in survivors)
 
 
@@ -116,6 +119,6 @@ def test_reasons_are_said_of_survivors_only() -> None:
     assert reason_for(reason.case, mutant) == reason
     caught = Verdict(case=reason.case, mutant=mutant, caught_by=frozenset({"lazy"}), how="lazy: another y")
     missed = Verdict(case=reason.case, mutant=mutant, caught_by=frozenset(), how="")
-    assert (caught.why, missed.why) == ("", reason.why)
+    assert (caught.reason, missed.reason) == (None, reason)
     elsewhere = Mutant(kind=mutant.kind, change="dropped", place="elsewhere", handlers={})
     assert reason_for(reason.case, elsewhere) is None
