@@ -101,13 +101,14 @@ class Checker(SyncChecks):
 
     # Ordinary accesses.
 
-    def drain(self, warp: Warp) -> None:
-        """Report what the engine saw."""
+    def drain(self, warp: Warp, *, last_pc: int | None = None) -> None:
+        """Report what the engine saw, at instructions up to `last_pc`."""
         ctx = warp.ctx
         if ctx.num_races:
             races = [ctx.races[i] for i in range(min(ctx.num_races, len(ctx.races)))]
             for race in races:
-                describe.native_race(self, warp, race)
+                if last_pc is None or race.pc <= last_pc:
+                    describe.native_race(self, warp, race)
             ctx.num_races = 0
 
     def generic(self, warp: Warp, place: Place, size: int, access: Access) -> None:
