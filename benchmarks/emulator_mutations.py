@@ -1,6 +1,7 @@
 """How many mistakes of one instruction does the emulator catch?
 
     python -m benchmarks.emulator_mutations [--case NAME ...] [--random 5] [--limit N] [--no-record]
+    python -m benchmarks.emulator_mutations --reasons      # run nothing: put today's reasons into the records
 
 Each mutant runs under lazy completion, random completion (several seeds) and eager completion. It is caught when a run
 raises a fault, stops itself with a record, returns another y than the correct kernel, bit for bit, or leaves a warning,
@@ -12,16 +13,17 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from benchmarks.journal import Journal, fingerprint
 from benchmarks.mutation.cases import CASES, Case, Completion
 from benchmarks.mutation.equivalent import EQUIVALENT, Reason, reason_for
 from benchmarks.mutation.operators import Mutant, counted, mutants, replaced
-from benchmarks.record import Cell, Column, Result, measure_conditions, save
+from benchmarks.record import RESULTS, Cell, Column, Result, load, measure_conditions, save
 from megamoe_jit.errors import MegaMoeError
 
+NAME = "emulator_mutations"
 RANDOM = 0.3  # probability of a completion at each step of the scheduler
 KINDS = ("wait", "fence", "commit", "expect_tx", "phase", "arrive", "SF column", "swizzle", "bar.sync")
 FILES = ("benchmarks/mutation/cases.py", "benchmarks/mutation/operators.py", "tests/emulator/triton/*.py")
@@ -130,8 +132,13 @@ def row_of(name: str, kind: str, verdicts: Iterable[Verdict]) -> dict[str, Cell]
         "equivalent": equivalent,
         **{policy: by[policy] for policy in POLICIES},
         "caught": caught,
-        "rate": round(100 * caught / (len(mine) - equivalent), 2) if len(mine) > equivalent else None,
+        "rate": rate(len(mine), equivalent, caught),
     }
+
+
+def rate(mutants: int, equivalent: int, caught: int) -> float | None:
+    """Return how many per cent of the mutants that are not equivalent were caught."""
+    return round(100 * caught / (mutants - equivalent), 2) if mutants > equivalent else None
 
 
 def rows_of(verdicts: list[Verdict]) -> list[dict[str, Cell]]:
@@ -149,18 +156,43 @@ def rows_of(verdicts: list[Verdict]) -> list[dict[str, Cell]]:
 
 def survivors_of(verdicts: list[Verdict]) -> list[dict[str, Cell]]:
     """Return one row for each mutant that nothing caught."""
-    return [
-        {
-            "case": verdict.case,
-            "kind": verdict.mutant.kind,
-            "place": verdict.mutant.place,
-            "change": verdict.mutant.change,
-            "equivalent": verdict.is_equivalent,
-            "why": verdict.reason.why if verdict.reason else None,
-        }
-        for verdict in verdicts
-        if not verdict.caught_by
-    ]
+    return [survivor_row(verdict) for verdict in verdicts if not verdict.caught_by]
+
+
+def survivor_row(verdict: Verdict) -> dict[str, Cell]:
+    """Return what the record says of a mutant that nothing caught."""
+    return {
+        "case": verdict.case,
+        "kind": verdict.mutant.kind,
+        "place": verdict.mutant.place,
+        "change": verdict.mutant.change,
+        "equivalent": verdict.is_equivalent,
+        "why": verdict.reason.why if verdict.reason else None,
+    }
+
+
+def with_reasons(table: Result, survivors: Result) -> tuple[Result, Result]:
+    """Return both records with the reasons that are known today: survivors are looked at after they were found."""
+    told: list[dict[str, Cell]] = []
+    for row in survivors.rows:
+        mutant = Mutant(kind=str(row["kind"]), change=str(row["change"]), place=str(row["place"]), handlers={})
+        told.append(survivor_row(Verdict(case=str(row["case"]), mutant=mutant, caught_by=frozenset(), how="")))
+    rows = []
+    for row in table.rows:
+        mine = [t for t in told if row["case"] in ("all", t["case"]) and row["kind"] in ("all", t["kind"])]
+        mutants, caught = int(row["mutants"] or 0), int(row["caught"] or 0)
+        assert mutants - caught == len(mine), f"{row['case']}, {row['kind']}: another run's survivors"
+        equivalent = sum(bool(t["equivalent"]) for t in mine)
+        rows.append({**row, "equivalent": equivalent, "rate": rate(mutants, equivalent, caught)})
+    notes = f"{summary(rows[-1])} {table.notes.partition(' %). ')[2]}"
+    columns = SURVIVOR_COLUMNS
+    return replace(table, rows=tuple(rows), notes=notes), replace(survivors, columns=columns, rows=tuple(told))
+
+
+def summary(total: Mapping[str, Cell]) -> str:
+    """Return the sentence about all mutants."""
+    visible = int(total["mutants"] or 0) - int(total["equivalent"] or 0)
+    return f"{total['caught']} of {visible} mistakes that change something were caught ({total['rate']} %)."
 
 
 def main() -> None:
@@ -170,7 +202,12 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=5, help="seeds under random completion")
     parser.add_argument("--limit", type=int, help="at most so many mutants of each case")
     parser.add_argument("--no-record", action="store_true")
+    parser.add_argument("--reasons", action="store_true", help="run nothing; put today's reasons into the records")
     options = parser.parse_args()
+    if options.reasons:
+        for record in with_reasons(load(RESULTS / f"{NAME}.json"), load(RESULTS / f"{NAME}_survivors.json")):
+            save(record)
+        return
     conditions = measure_conditions()
     journal = Journal("emulator_mutations", {"sources": fingerprint(*FILES), "random": options.random})
     verdicts = [
@@ -185,22 +222,17 @@ def main() -> None:
     for reason in EQUIVALENT:
         if reason not in said:
             print(f"no survivor has this reason: {reason.case} {reason.kind} {reason.where}")
-    total = rows[-1]
-    summary = (
-        f"{total['caught']} of {int(total['mutants'] or 0) - int(total['equivalent'] or 0)} mistakes that change "
-        f"something were caught ({total['rate']} %)."
-    )
-    print(summary)
+    print(summary(rows[-1]))
     if options.no_record:
         return
     notes = (
-        f"{summary} A mistake is made in one line of the source: in every instruction that the compiler made of it. "
-        f"It is caught when a run is stopped by a report, stops itself, or gives another y; random completion has "
-        f"{options.random} seeds, lazy and eager one each."
+        f"{summary(rows[-1])} A mistake is made in one line of the source: in every instruction that the compiler made "
+        "of it. It is caught when a run is stopped by a report, stops itself, gives another y, or leaves a warning "
+        f"that the correct kernel does not; random completion has {options.random} seeds, lazy and eager one each."
     )
     save(
         Result(
-            name="emulator_mutations",
+            name=NAME,
             title="Mistakes of one instruction that the emulator catches",
             columns=COLUMNS,
             rows=tuple(rows),
@@ -210,7 +242,7 @@ def main() -> None:
     )
     save(
         Result(
-            name="emulator_mutations_survivors",
+            name=f"{NAME}_survivors",
             title="Mistakes that nothing caught",
             columns=SURVIVOR_COLUMNS,
             rows=tuple(survivors),

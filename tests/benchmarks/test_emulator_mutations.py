@@ -9,12 +9,22 @@ import pytest
 import torch
 
 from benchmarks import emulator_mutations as benchmark
-from benchmarks.emulator_mutations import COLUMNS, SURVIVOR_COLUMNS, Verdict, examine, judge, rows_of, survivors_of
+from benchmarks.emulator_mutations import (
+    COLUMNS,
+    SURVIVOR_COLUMNS,
+    Verdict,
+    examine,
+    judge,
+    rows_of,
+    survivors_of,
+    with_reasons,
+)
 from benchmarks.journal import Journal
 from benchmarks.mutation import equivalent
 from benchmarks.mutation.cases import Case, Completion, Ran
 from benchmarks.mutation.equivalent import EQUIVALENT, Reason, reason_for
 from benchmarks.mutation.operators import Mutant
+from benchmarks.record import Result
 from megamoe_jit.errors import EmulatorFault
 
 LIMIT = Reason(where="seldom", why="the seed is too rare", equivalent=False)
@@ -89,6 +99,29 @@ def test_rows_and_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
         ("silent", True, "nothing"), ("seldom", False, "the seed is too rare"),
     ]  # fmt: skip
     assert all({column.key for column in SURVIVOR_COLUMNS} == row.keys() for row in survivors)
+
+
+def test_reasons_can_be_given_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, _ = _case()
+    verdicts = [judge("kernel", case, _mutant(number), 2) for number in range(4)]
+    monkeypatch.setattr(equivalent, "EQUIVALENT", ())
+    table = Result(
+        name="m",
+        title="",
+        columns=COLUMNS,
+        rows=tuple(rows_of(verdicts)),
+        notes="2 of 4 (50.0 %). Seeds.",
+        conditions={},
+    )
+    found = Result(name="s", title="", columns=SURVIVOR_COLUMNS, rows=tuple(survivors_of(verdicts)), conditions={})
+    assert (table.rows[-1]["equivalent"], found.rows[0]["why"]) == (0, None)
+    monkeypatch.setattr(equivalent, "EQUIVALENT", (Reason(where="silent", why="nothing"), LIMIT))
+    told, why = with_reasons(table, found)
+    assert list(told.rows) == rows_of(verdicts)
+    assert list(why.rows) == survivors_of(verdicts)
+    assert told.notes == "2 of 3 mistakes that change something were caught (66.67 %). Seeds."
+    with pytest.raises(AssertionError, match="another run's"):
+        with_reasons(table, replace(found, rows=found.rows[:1]))
 
 
 def test_verdicts_of_an_interrupted_run_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
