@@ -76,7 +76,8 @@ def try_seed(case: Case, seed: int) -> dict[str, Any]:
 
 
 def _counted(kinds: Iterable[str]) -> str:
-    return ", ".join(f"`{kind}` {count} times" for kind, count in sorted(Counter(kinds).items())) or "none"
+    counts = sorted(Counter(kinds).items())
+    return ", ".join(f"`{kind}` {'once' if count == 1 else f'{count} times'}" for kind, count in counts) or "none"
 
 
 def row_of(name: str, error: float, found: list[dict[str, Any]]) -> dict[str, Cell]:
