@@ -137,8 +137,8 @@ def main() -> int:
     if not options.no_record:
         sampled = f"of every {options.every} tests one ran, and is multiplied. " if options.every > 1 else ""
         notes = (
-            f"CPU time of tests in which the emulator ran, of one process with one thread; {sampled}`make test` spreads "
-            f"tests over all cores. {wall:,.0f} s of wall time, load average {load:.1f} at the start."
+            "CPU time of tests in which the emulator ran, of one process with one thread; "
+            f"{sampled}`make test` spreads tests over all cores. {wall:,.0f} s of wall time, load average {load:.1f} at the start."
         )
         save(
             Result(
