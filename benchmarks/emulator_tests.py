@@ -138,7 +138,8 @@ def main() -> int:
         sampled = f"of every {options.every} tests one ran, and is multiplied. " if options.every > 1 else ""
         notes = (
             "CPU time of tests in which the emulator ran, of one process with one thread; "
-            f"{sampled}`make test` spreads tests over all cores. {wall:,.0f} s of wall time, load average {load:.1f} at the start."
+            f"{sampled}`make test` spreads tests over all cores. {wall:,.0f} s of wall time, load average {load:.1f} "
+            "at the start."
         )
         save(
             Result(
