@@ -246,7 +246,6 @@ class Checker(SyncChecks):
     def async_read(self, op: AsyncOp, ranges: Iterable[Range]) -> None:
         """Hold the reads of `op` against all writes."""
         access: AsyncAccess = op.access
-        actor, epoch = self._reader(access)
         head_bytes = _HEAD_BYTES if op.kind == "tensor load" else None
         for at in watch(self._ready(ranges), self.machine.allocations, head_bytes=head_bytes):
             clash = shadow.unseen_write(
@@ -257,6 +256,7 @@ class Checker(SyncChecks):
             missing = shadow.unwritten(at)
             if missing is not None:
                 describe.uninitialised(self, at, missing, op)
+            actor, epoch = self._reader(access, at)
             shadow.note_read(at, actor, epoch, op.pc, ASYNC | (shadow.TAIL if at.is_tail else 0))
 
     def async_write(
@@ -303,7 +303,8 @@ class Checker(SyncChecks):
         chain = self.chains.find(actor)
         if chain is None:  # nothing was ever issued
             return
-        warp.clock.observe(chain.reads, chain.base + number, tensor=tensor)
+        if chain.has_reader:
+            warp.clock.observe(chain.reads, chain.base + number, tensor=tensor)
         if not reads_only:
             warp.clock.observe(chain.writes, chain.base + number, tensor=tensor)
 
@@ -316,8 +317,10 @@ class Checker(SyncChecks):
         row: npt.NDArray[np.uint32] = access.rows[SHARED if at.is_shared else GLOBAL]
         return row
 
-    def _reader(self, access: AsyncAccess) -> tuple[int, int]:
+    def _reader(self, access: AsyncAccess, at: Watched) -> tuple[int, int]:
         if access.chain is not None:
+            if at.is_shared or at.is_tensor:
+                self.chains.give_reader(access.chain)
             return access.chain.reads, access.epoch
         return self._writer(access, None)
 
