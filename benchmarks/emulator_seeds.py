@@ -132,7 +132,7 @@ def main() -> int:
             'Checks on (`checks="error"`). Layers have 61 tokens, 768 hidden, 256 intermediate, 3 experts, 2 a token, '
             "and are compiled with two stages and a ring of two token tiles. Float64 has the recipe's rounding points "
             "for layers, and is a plain sum for products, whose difference is that y is rounded to BF16. "
-            "`uninitialised`: the GEMM's epilogue reads groups of 32 columns from tensor memory, and does not store those "
+            "`uninitialised`: the GEMM's epilogue reads groups of 32 columns from tensor memory, and stores none "
             "past an expert's last token."
         )
         save(
