@@ -2,6 +2,7 @@
 
     python -m benchmarks.emulator_fuzz [--texts 100000] [--seed 0] [--processes 1] [--engine native] [--no-record]
     python -m benchmarks.emulator_fuzz --show 1234            # print text 1234, and how it is run
+    python -m benchmarks.emulator_fuzz --again 1234:hang ...  # run the record's bad texts again, once they are mended
 
 Each text is parsed, decoded, compiled and launched in a child process. Nothing may crash it, hang it, raise anything
 that is no MegaMoeError, or change memory that the kernel was not given. Exits with 1 when something does. Outcomes are
@@ -20,13 +21,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.fuzzing.kernels import KERNELS
 from benchmarks.fuzzing.worker import BAD_OUTCOMES, GOOD_OUTCOMES, case
 from benchmarks.journal import Journal, fingerprint
-from benchmarks.record import Cell, Column, Result, measure_conditions, save
+from benchmarks.record import RESULTS, Cell, Column, Result, load, measure_conditions, save
 
 CHUNK = 1000  # texts of one process: starting it takes as long as 60 of them
 TIMEOUT_S = 60.0
@@ -39,6 +40,7 @@ COLUMNS = (
     Column(key="unsupported", heading="refused: instruction", format=",.0f"),
     Column(key="argument", heading="refused: launch", format=",.0f"),
     Column(key="bad", heading="crash, hang, stray write or other exception", format=",.0f"),
+    Column(key="mended", heading="the same at first, mended since", format=",.0f"),
 )
 NOTES = (
     "Texts are the PTX of small kernels with tokens or characters deleted, doubled, swapped and replaced (40 %), or "
@@ -156,9 +158,36 @@ def rows(outcomes: list[Outcome]) -> list[dict[str, Cell]]:
             "texts": found.total(),
             **{outcome: found[outcome] for outcome in (*GOOD_OUTCOMES, *BAD_OUTCOMES)},
             "bad": sum(found[outcome] for outcome in BAD_OUTCOMES),
+            "mended": 0,
         }
         for name, found in counts.items()
     ]
+
+
+def mended(record: Result, before: list[Outcome], after: list[Outcome], commit: str) -> Result:
+    """Return `record` with what came of its bad texts when they were run again, at `commit`."""
+    table = [dict(row) for row in record.rows]
+    assert int(table[-1]["bad"] or 0) == len(before) == len(after), "all bad texts of the record are to be run again"
+    for was, now in zip(before, after, strict=True):
+        assert was.index == now.index
+        name = KERNELS[was.index % len(KERNELS)].name
+        is_mended = now.outcome not in BAD_OUTCOMES
+        for row in (row for row in table if row["kernel"] in (name, "all")):
+            row[was.outcome] = int(row[was.outcome] or 0) - 1
+            row[now.outcome] = int(row[now.outcome] or 0) + 1
+            row["bad"] = sum(int(row[outcome] or 0) for outcome in BAD_OUTCOMES)
+            row["mended"] = int(row.get("mended") or 0) + is_mended
+    for row in table:
+        row.setdefault("mended", 0)
+    kinds = Counter(was.outcome for was in before)
+    first = ", ".join(f"{count} ended in {kind}" for kind, count in sorted(kinds.items()))
+    notes = f"{record.notes} At first {first}; these {len(before)} ran again at commit {commit}, after the mending."
+    return replace(record, columns=COLUMNS, rows=tuple(table), notes=notes)
+
+
+def run_again(indices: Sequence[int], seed: int, engine: str) -> list[Outcome]:
+    """Run single texts."""
+    return [found for index in indices for found in run_texts(seed, index, index + 1, engine=engine)]
 
 
 def main() -> int:
@@ -170,7 +199,16 @@ def main() -> int:
     parser.add_argument("--engine", default="native", choices=("native", "numpy"))
     parser.add_argument("--show", type=int, help="print one text instead")
     parser.add_argument("--no-record", action="store_true", help="print only")
+    parser.add_argument("--again", nargs="+", metavar="INDEX:OUTCOME", help="run the record's bad texts again")
     args = parser.parse_args()
+    if args.again is not None:
+        pairs = [given.split(":") for given in args.again]
+        before = [Outcome(index=int(index), outcome=outcome, detail="") for index, outcome in pairs]
+        after = run_again([was.index for was in before], args.seed, args.engine)
+        for now in after:
+            print(f"text {now.index}: {now.outcome}: {now.detail}")
+        save(mended(load(RESULTS / "emulator_fuzz.json"), before, after, measure_conditions()["commit"]))
+        return int(any(now.outcome in BAD_OUTCOMES for now in after))
     if args.show is not None:
         found = case(args.seed, args.show)
         print(f"// {found.kernel.name}, checks={found.checks}, completion={found.completion}\n{found.text}")
