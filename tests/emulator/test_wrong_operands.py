@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -67,6 +68,15 @@ def test_limits_of_thousands_of_digits(limit: str) -> None:
         with pytest.raises(PtxSyntaxError, match="32 bits"):
             parse(_KERNEL.format(body="").replace("(.param .u64 x)", f"(.param .u64 x) .{limit} {digits}"))
     assert parse(_KERNEL.format(body="").replace("(.param .u64 x)", f"(.param .u64 x) .{limit} {'0' * 4999}7"))
+
+
+@pytest.mark.parametrize("end", ["x", ",", "%", "-1"])
+def test_a_long_number_with_a_wrong_end_is_refused_at_once(end: str) -> None:
+    text = _KERNEL.format(body="").replace("(.param .u64 x)", f"(.param .u64 x) .maxntid {'0' * 5000}{end}")
+    start = time.monotonic()
+    with pytest.raises(PtxSyntaxError, match="32 bits|no directive"):
+        parse(text)
+    assert time.monotonic() - start < 5
 
 
 def test_a_form_without_its_last_source_says_what_it_takes() -> None:

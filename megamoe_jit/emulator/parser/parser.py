@@ -40,7 +40,7 @@ _HEADER = re.compile(
     rf"(?:\s*{_PARENTHESISED})?\s*(?P<name>{_NAME})\s*(?:{_PARENTHESISED})?(?P<rest>[^{{;]*)(?P<end>[{{;])",
     re.A,
 )
-_LIMIT = re.compile(r'\s*\.([a-z_]\w*)((?:\s*,?\s*[0-9]+)*|\s*"_*")(?=\s|\.|\Z)', re.A)
+_LIMIT = re.compile(r'\s*\.([a-z_]\w*)((?:(?:\s*,\s*|\s+)[0-9]+)*|\s*"_*")(?=\s|\.|\Z)', re.A)
 
 
 def parse(text: str) -> PtxModule:
