@@ -74,7 +74,7 @@ def test_limits_of_thousands_of_digits(limit: str) -> None:
 def test_a_long_number_with_a_wrong_end_is_refused_at_once(end: str) -> None:
     text = _KERNEL.format(body="").replace("(.param .u64 x)", f"(.param .u64 x) .maxntid {'0' * 5000}{end}")
     start = time.monotonic()
-    with pytest.raises(PtxSyntaxError, match="32 bits|no directive"):
+    with pytest.raises(PtxSyntaxError, match=r"32 bits|no directive"):
         parse(text)
     assert time.monotonic() - start < 5
 
