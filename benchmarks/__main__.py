@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NO_QUESTIONS = ("record", "tables", "sm90_sweep")  # the sweep needs to be told what to try
+NO_QUESTIONS = ("journal", "record", "tables", "sm90_sweep")  # the sweep needs to be told what to try
 
 
 def questions() -> list[str]:

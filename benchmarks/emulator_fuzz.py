@@ -2,9 +2,11 @@
 
     python -m benchmarks.emulator_fuzz [--texts 100000] [--seed 0] [--processes 1] [--engine native] [--no-record]
     python -m benchmarks.emulator_fuzz --show 1234            # print text 1234, and how it is run
+    python -m benchmarks.emulator_fuzz --again 1234:hang ...  # run the record's bad texts again, once they are mended
 
 Each text is parsed, decoded, compiled and launched in a child process. Nothing may crash it, hang it, raise anything
-that is no MegaMoeError, or change memory that the kernel was not given. Exits with 1 when something does.
+that is no MegaMoeError, or change memory that the kernel was not given. Exits with 1 when something does. Outcomes are
+kept as they come: a run that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from benchmarks.fuzzing.kernels import KERNELS
 from benchmarks.fuzzing.worker import BAD_OUTCOMES, GOOD_OUTCOMES, case
-from benchmarks.record import Cell, Column, Result, save
+from benchmarks.journal import Journal, fingerprint
+from benchmarks.record import RESULTS, Cell, Column, Result, load, measure_conditions, save
 
-CHUNK = 500
+CHUNK = 1000  # texts of one process: starting it takes as long as 60 of them
 TIMEOUT_S = 60.0
 COLUMNS = (
     Column(key="kernel", heading="kernel"),
@@ -36,6 +40,7 @@ COLUMNS = (
     Column(key="unsupported", heading="refused: instruction", format=",.0f"),
     Column(key="argument", heading="refused: launch", format=",.0f"),
     Column(key="bad", heading="crash, hang, stray write or other exception", format=",.0f"),
+    Column(key="mended", heading="the same at first, mended since", format=",.0f"),
 )
 NOTES = (
     "Texts are the PTX of small kernels with tokens or characters deleted, doubled, swapped and replaced (40 %), or "
@@ -101,20 +106,44 @@ def _watch(child: subprocess.Popen[bytes], first: int, timeout_s: float) -> Iter
         yield Outcome(index=running, outcome="crash", detail=f"{name}: {tail}")
 
 
-def fuzz(seed: int, num_texts: int, *, engine: str, processes: int = 1, timeout_s: float = TIMEOUT_S) -> list[Outcome]:
-    """Run `num_texts` texts in `processes` processes; prints the bad ones as they come."""
+def fuzz(
+    seed: int,
+    num_texts: int,
+    *,
+    engine: str,
+    processes: int = 1,
+    timeout_s: float = TIMEOUT_S,
+    journal: Journal | None = None,
+) -> list[Outcome]:
+    """Run `num_texts` texts in `processes` processes; prints the bad ones as they come.
 
-    def one(first: int) -> list[Outcome]:
+    Chunks that `journal` holds are not run again, the others are added to it.
+    """
+    known = {entry["first"]: entry for entry in journal.entries} if journal else {}
+
+    def one(first: int) -> dict[str, Any]:
         last = min(first + CHUNK, num_texts)
-        found = list(run_texts(seed, first, last, engine=engine, timeout_s=timeout_s))
-        for outcome in found:
-            if outcome.outcome in BAD_OUTCOMES:
-                print(f"text {outcome.index}: {outcome.outcome}: {outcome.detail}", flush=True)
-        return found
+        if first in known and known[first]["last"] == last:
+            return known[first]
+        start = time.monotonic()
+        found = [
+            (outcome.index, outcome.outcome, outcome.detail if outcome.outcome in BAD_OUTCOMES else "")
+            for outcome in run_texts(seed, first, last, engine=engine, timeout_s=timeout_s)
+        ]
+        return {"first": first, "last": last, "seconds": time.monotonic() - start, "outcomes": found}
 
+    outcomes = []
     with ThreadPoolExecutor(processes) as pool:
-        chunks = pool.map(one, range(0, num_texts, CHUNK))
-        return [outcome for chunk in chunks for outcome in chunk]
+        for chunk in pool.map(one, range(0, num_texts, CHUNK)):
+            if journal and chunk["first"] not in known:
+                journal.add(chunk)
+            found = [Outcome(index=index, outcome=what, detail=detail) for index, what, detail in chunk["outcomes"]]
+            for outcome in found:
+                if outcome.outcome in BAD_OUTCOMES:
+                    print(f"text {outcome.index}: {outcome.outcome}: {outcome.detail}", flush=True)
+            print(f"{chunk['last']} of {num_texts}", file=sys.stderr, flush=True)
+            outcomes += found
+    return outcomes
 
 
 def rows(outcomes: list[Outcome]) -> list[dict[str, Cell]]:
@@ -129,9 +158,36 @@ def rows(outcomes: list[Outcome]) -> list[dict[str, Cell]]:
             "texts": found.total(),
             **{outcome: found[outcome] for outcome in (*GOOD_OUTCOMES, *BAD_OUTCOMES)},
             "bad": sum(found[outcome] for outcome in BAD_OUTCOMES),
+            "mended": 0,
         }
         for name, found in counts.items()
     ]
+
+
+def mended(record: Result, before: list[Outcome], after: list[Outcome], commit: str) -> Result:
+    """Return `record` with what came of its bad texts when they were run again, at `commit`."""
+    table = [dict(row) for row in record.rows]
+    assert int(table[-1]["bad"] or 0) == len(before) == len(after), "all bad texts of the record are to be run again"
+    for was, now in zip(before, after, strict=True):
+        assert was.index == now.index
+        name = KERNELS[was.index % len(KERNELS)].name
+        is_mended = now.outcome not in BAD_OUTCOMES
+        for row in (row for row in table if row["kernel"] in (name, "all")):
+            row[was.outcome] = int(row[was.outcome] or 0) - 1
+            row[now.outcome] = int(row[now.outcome] or 0) + 1
+            row["bad"] = sum(int(row[outcome] or 0) for outcome in BAD_OUTCOMES)
+            row["mended"] = int(row.get("mended") or 0) + is_mended
+    for row in table:
+        row.setdefault("mended", 0)
+    kinds = Counter(was.outcome for was in before)
+    first = ", ".join(f"{count} ended in {kind}" for kind, count in sorted(kinds.items()))
+    notes = f"{record.notes} At first {first}; these {len(before)} ran again at commit {commit}, after the mending."
+    return replace(record, columns=COLUMNS, rows=tuple(table), notes=notes)
+
+
+def run_again(indices: Sequence[int], seed: int, engine: str) -> list[Outcome]:
+    """Run single texts."""
+    return [found for index in indices for found in run_texts(seed, index, index + 1, engine=engine)]
 
 
 def main() -> int:
@@ -143,18 +199,30 @@ def main() -> int:
     parser.add_argument("--engine", default="native", choices=("native", "numpy"))
     parser.add_argument("--show", type=int, help="print one text instead")
     parser.add_argument("--no-record", action="store_true", help="print only")
+    parser.add_argument("--again", nargs="+", metavar="INDEX:OUTCOME", help="run the record's bad texts again")
     args = parser.parse_args()
+    if args.again is not None:
+        pairs = [given.split(":") for given in args.again]
+        before = [Outcome(index=int(index), outcome=outcome, detail="") for index, outcome in pairs]
+        after = run_again([was.index for was in before], args.seed, args.engine)
+        for now in after:
+            print(f"text {now.index}: {now.outcome}: {now.detail}")
+        save(mended(load(RESULTS / "emulator_fuzz.json"), before, after, measure_conditions()["commit"]))
+        return int(any(now.outcome in BAD_OUTCOMES for now in after))
     if args.show is not None:
         found = case(args.seed, args.show)
         print(f"// {found.kernel.name}, checks={found.checks}, completion={found.completion}\n{found.text}")
         return 0
-    start = time.monotonic()
-    outcomes = fuzz(args.seed, args.texts, engine=args.engine, processes=args.processes)
+    conditions = measure_conditions()
+    state = {"sources": fingerprint("benchmarks/fuzzing/*.py"), "seed": args.seed, "engine": args.engine}
+    journal = Journal("emulator_fuzz", state)
+    outcomes = fuzz(args.seed, args.texts, engine=args.engine, processes=args.processes, journal=journal)
     table = rows(outcomes)
     for row in table:
         print(", ".join(f"{key} {value}" for key, value in row.items()))
     if not args.no_record:
-        notes = f"{NOTES} Seed {args.seed}, {args.engine} engine, {time.monotonic() - start:.0f} s."
+        seconds = sum(chunk["seconds"] for chunk in journal.entries)
+        notes = f"{NOTES} Seed {args.seed}, {args.engine} engine, {seconds:,.0f} s in {args.processes} process(es)."
         save(
             Result(
                 name="emulator_fuzz",
@@ -162,8 +230,10 @@ def main() -> int:
                 columns=COLUMNS,
                 rows=tuple(table),
                 notes=notes,
+                conditions=conditions,
             )
         )
+        journal.finish()
     return 1 if table[-1]["bad"] else 0
 
 

@@ -274,10 +274,10 @@ def compile_sources() -> None:
         _, program = nvrtc.nvrtcCreateProgram(path.read_bytes(), f"/{path.name}".encode(), 0, [], [])
         (code,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if int(code):
-            log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+            log = bytearray(nvrtc.nvrtcGetProgramLogSize(program)[1])
             nvrtc.nvrtcGetProgramLog(program, log)
             raise RuntimeError(f"{path.name}: {log.decode()}")
-        text = b" " * nvrtc.nvrtcGetPTXSize(program)[1]
+        text = bytearray(nvrtc.nvrtcGetPTXSize(program)[1])
         nvrtc.nvrtcGetPTX(program, text)
         ptx = re.sub(r"\.version \d+\.\d+", f".version {PTX_VERSION}", text.decode().rstrip("\0\n ")) + "\n"
         path.with_suffix(".ptx").write_text(ptx)

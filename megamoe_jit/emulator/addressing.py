@@ -29,7 +29,7 @@ def resolve(
     *,
     write: bool,
     align: int | None = None,
-    lane: int = 0,
+    lane: int | None = None,
 ) -> tuple[npt.NDArray[np.uint8], Place]:
     """Translate an address; `Machine.resolve` says how."""
     if align is None:
@@ -40,7 +40,7 @@ def resolve(
             f"{'Writes' if write else 'Reads'} {size} bytes at {space} address {address:#x}, which is no multiple of "
             f"{align}.",
             by=warp,
-            lanes=1 << lane,
+            lanes=_bit(lane),
         )
     if space == "generic":
         space = space_of(address)
@@ -53,8 +53,12 @@ def resolve(
     return _global(machine, warp, address, size, write, lane)
 
 
+def _bit(lane: int | None) -> int | None:
+    return None if lane is None else 1 << lane
+
+
 def _shared(
-    machine: Machine, warp: Warp, address: int, space: str, size: int, write: bool, lane: int
+    machine: Machine, warp: Warp, address: int, space: str, size: int, write: bool, lane: int | None
 ) -> tuple[npt.NDArray[np.uint8], Place]:
     cta = warp.cta
     rank, offset = address >> RANK_SHIFT, address & OFFSET_MASK
@@ -65,7 +69,7 @@ def _shared(
                 f"Shared address {address:#x} is in the window of CTA {rank} of the cluster, but a .shared::cta access "
                 f"of CTA {cta.rank} may only name its own; use .shared::cluster.",
                 by=warp,
-                lanes=1 << lane,
+                lanes=_bit(lane),
             )
         cta = machine.cluster_cta(cta, rank, warp)
     end = len(cta.smem)
@@ -75,31 +79,33 @@ def _shared(
             f"{'Writes' if write else 'Reads'} {size} bytes at shared address {address:#x}; {cta.name()} has "
             f"[{SHARED_BASE:#x}, {end:#x}).",
             by=warp,
-            lanes=1 << lane,
+            lanes=_bit(lane),
         )
     return cta.smem[offset : offset + size], Place("shared", cta, offset)
 
 
-def _local(machine: Machine, warp: Warp, offset: int, size: int, lane: int) -> tuple[npt.NDArray[np.uint8], Place]:
+def _local(
+    machine: Machine, warp: Warp, offset: int, size: int, lane: int | None
+) -> tuple[npt.NDArray[np.uint8], Place]:
     frame = int(warp.ctx.local_bytes)
     if offset + size > frame:
         machine.fault(
             "out-of-bounds",
             f"{size} bytes at local address {offset:#x}; a lane's frame has {frame} bytes.",
             by=warp,
-            lanes=1 << lane,
+            lanes=_bit(lane),
         )
-    start = int(warp.ctx.local) + lane * frame + offset
+    start = int(warp.ctx.local) + (lane or 0) * frame + offset
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(start)), Place("local", None, offset)
 
 
 def _global(
-    machine: Machine, warp: Warp, address: int, size: int, write: bool, lane: int
+    machine: Machine, warp: Warp, address: int, size: int, write: bool, lane: int | None
 ) -> tuple[npt.NDArray[np.uint8], Place]:
     try:
         view = machine.allocations.view(address, size, write=write, rank=warp.grid.rank)
     except MemoryFault as fault:
         text = str(fault)
         kind = "read-only" if "read-only" in text else "foreign-rank" if "not peer" in text else "out-of-bounds"
-        machine.fault(kind, text, by=warp, lanes=1 << lane)
+        machine.fault(kind, text, by=warp, lanes=_bit(lane))
     return view, Place("global", None, address)

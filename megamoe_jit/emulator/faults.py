@@ -97,7 +97,7 @@ KINDS: Mapping[str, Kind] = _kinds(
     ("member-mask", EmulatorFault, "error", _SYNC, "Lanes named by a member mask never come."),
     # Tensor cores.
     ("descriptor", EmulatorFault, "error", f"{_TC}: Instruction Descriptor", "A descriptor has an illegal field."),
-    ("wgmma-fence", RaceFault, "error", f"{_WGMMA}: wgmma.fence", "Accumulators go to wgmma without a wgmma.fence."),
+    ("wgmma-fence", RaceFault, "error", f"{_WGMMA}: wgmma.fence", "Registers were written since the last fence."),
     ("wgmma-registers", RaceFault, "error", _WGMMA, "Registers of a wgmma in flight are touched."),
     ("tcgen05-issue", EmulatorFault, "error", _TC, "Several threads issue what one is to issue."),
     ("tmem-bounds", MemoryFault, "error", f"{_TC}: Tensor Memory", "Cells are touched that are not allocated."),

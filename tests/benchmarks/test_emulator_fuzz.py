@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from benchmarks.emulator_fuzz import COLUMNS, Outcome, fuzz, main, rows, run_texts
+from benchmarks import emulator_fuzz
+from benchmarks.emulator_fuzz import COLUMNS, Outcome, fuzz, main, mended, rows, run_texts
 from benchmarks.fuzzing.kernels import KERNELS, FuzzKernel
 from benchmarks.fuzzing.worker import BAD_OUTCOMES, GOOD_OUTCOMES, Case, case, run
+from benchmarks.journal import Journal
+from benchmarks.record import Result
 from megamoe_jit.emulator.parser import PtxSyntaxError, parse
 
 _NUM_TEXTS = 160
@@ -84,7 +89,7 @@ def test_rows_count_every_outcome() -> None:
     ]
     table = rows(outcomes)
     assert [row["kernel"] for row in table] == [*(kernel.name for kernel in KERNELS), "all"]
-    assert table[-1] == {"kernel": "all", "texts": 10, "bad": 4} | {
+    assert table[-1] == {"kernel": "all", "texts": 10, "bad": 4, "mended": 0} | {
         outcome: 2 if outcome == "ran" else 1 for outcome in (*GOOD_OUTCOMES, *BAD_OUTCOMES)
     }
     assert sum(row["texts"] for row in table[:-1]) == 10
@@ -96,3 +101,43 @@ def test_a_text_can_be_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert printed.startswith("// cluster, checks=")
     assert printed.endswith(case(3, 4).text + "\n")
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    def some(seed: int, first: int, last: int, **_: object) -> Iterator[Outcome]:
+        ran.append(first)
+        if first == 8 and len(ran) < 4:
+            raise KeyboardInterrupt
+        for index in range(first, last):
+            yield Outcome(index=index, outcome="hang" if index == 5 else "ran", detail="why")
+
+    monkeypatch.setattr(emulator_fuzz, "CHUNK", 4)
+    monkeypatch.setattr(emulator_fuzz, "run_texts", some)
+    with pytest.raises(KeyboardInterrupt):
+        fuzz(1, 10, engine="native", journal=Journal("fuzz", {}, folder=tmp_path))
+    outcomes = fuzz(1, 10, engine="native", journal=Journal("fuzz", {}, folder=tmp_path))
+    assert ran == [0, 4, 8, 8]
+    assert [outcome.index for outcome in outcomes] == list(range(10))
+    assert outcomes[5] == Outcome(index=5, outcome="hang", detail="why")
+
+
+def test_bad_texts_of_a_record_can_be_run_again() -> None:
+    def outcomes(*found: str) -> list[Outcome]:
+        return [Outcome(index=index, outcome=outcome, detail="") for index, outcome in enumerate(found)]
+
+    first = rows(outcomes("hang", "crash", "ran"))
+    for row in first:
+        del row["mended"]  # as records had it before any was mended
+    record = Result(name="f", title="", columns=COLUMNS, rows=tuple(first), notes="Texts.", conditions={})
+    again = mended(record, outcomes("hang", "crash"), outcomes("fault", "crash"), "abc")
+    total, (hung, crashed, *_) = again.rows[-1], again.rows
+    assert (total["texts"], total["ran"], total["fault"], total["hang"], total["crash"]) == (3, 1, 1, 0, 1)
+    assert [(row["bad"], row["mended"]) for row in (total, hung, crashed)] == [(1, 1), (0, 1), (1, 0)]
+    assert (
+        again.notes
+        == "Texts. At first 1 ended in crash, 1 ended in hang; these 2 ran again at commit abc, after the mending."
+    )
+    with pytest.raises(AssertionError, match="all bad texts"):
+        mended(record, outcomes("hang"), outcomes("fault"), "abc")

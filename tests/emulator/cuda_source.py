@@ -139,10 +139,10 @@ def compile_cuda(source: str, arch: str = "sm_90a", *, headers: bool = False) ->
         options += [f"--include-path={path}".encode() for path in (folder, folder / "cccl")]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = bytes(size + 1)  # never of one byte: NVRTC would write into the object that Python shares for it
+    log = bytearray(size)  # no bytes: NVRTC would write into the object that Python shares for all of one byte
     nvrtc.nvrtcGetProgramLog(program, log)
     assert not error.value, log.decode()
     _, size = nvrtc.nvrtcGetPTXSize(program)
-    ptx = bytes(size + 1)
+    ptx = bytearray(size)
     nvrtc.nvrtcGetPTX(program, ptx)
     return ptx.decode().rstrip("\0 ")

@@ -19,16 +19,25 @@ class Chain:
     """Work whose groups end one after the other.
 
     Attributes:
-        reads, writes: actors of what its operations read and write (reads may be over before writes are).
+        warp: who used it first; name: in reports.
+        reads, writes: actors of what its operations read and write (reads may be over before writes are). They are one
+            until it first reads memory whose shadow has an entry for each reader.
         base: added to numbers of groups to give epochs.
         number: the group that is open, counted from 1.
         in_order: its operations need no ordering among one another.
     """
 
+    warp: Warp
+    name: str
     reads: int
     writes: int
     base: int
     number: int = 1
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether what it reads is told from what it writes."""
+        return self.reads != self.writes
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +89,10 @@ class Chains:
             chain = self._chains[key] = self._make(warp, key)
         return chain
 
+    def find(self, key: Hashable) -> Chain | None:
+        """Return the chain called `key`, None when it was never used."""
+        return self._chains.get(key)
+
     def begin(self, warp: Warp, pc: int, actor: Mbarrier | Hashable, proxy: str) -> AsyncAccess:
         """Note an operation that `warp` issues."""
         rows = warp.clock.rows.copy()
@@ -99,9 +112,24 @@ class Chains:
         for key in self._of_cluster.pop(cluster, ()):
             chain = self._chains.pop(key)
             for number in {chain.reads, chain.writes}:
-                self._actors[number].last = chain.base + chain.number
+                self._actors[number].last = max(self._actors[number].last, chain.base + chain.number)
             self._actors.free([chain.writes])
         self._readers.pop(cluster, None)
+
+    def give_reader(self, chain: Chain) -> None:
+        """Give `chain` a number among the readers of its CTA's memory, which are few."""
+        from megamoe_jit.emulator.checks.ordering import readers_per_cta
+
+        if chain.has_reader:
+            return
+        warp, cluster, cta = chain.warp, chain.warp.cluster, chain.warp.cta
+        per_cta, warps = readers_per_cta(cluster), warp.grid.num_warps
+        used = self._readers.setdefault(cluster, {})
+        # The last number of a CTA is shared by all chains that come too late for one of their own.
+        slot = min(used.get(cta.rank, 0), per_cta - warps - 1)
+        used[cta.rank] = slot + 1
+        chain.reads = cluster.first_actor + cta.rank * per_cta + warps + slot
+        self._actors.rename(chain.reads, "reads", chain.name, cta, warp)
 
     def _make(self, warp: Warp, key: Hashable) -> Chain:
         from megamoe_jit.emulator.checks.ordering import readers_per_cta
@@ -110,12 +138,9 @@ class Chains:
         kind = key[0] if isinstance(key, tuple) else key
         name = f"{kind} of {warp.name() if isinstance(key, tuple) and key[1] is warp else cta.name()}"
         per_cta, warps = readers_per_cta(cluster), warp.grid.num_warps
-        used = self._readers.setdefault(cluster, {})
-        # The last number of a CTA is shared by all chains that come too late for one of their own.
-        slot = min(used.get(cta.rank, 0), per_cta - warps - 1)
-        used[cta.rank] = slot + 1
-        reads = cluster.first_actor + cta.rank * per_cta + warps + slot
+        first = cluster.first_actor + cta.rank * per_cta + warps
         writes = self._actors.add("writes", name, cta, warp)
-        self._actors.rename(reads, "reads", name, cta, warp)
         self._of_cluster.setdefault(cluster, []).append(key)
-        return Chain(reads, writes, max(self._actors[reads].last, self._actors[writes].last))
+        # Epochs go on where those of any reader ended: which one it will be is not known yet.
+        numbers = (writes, *range(first, first + per_cta - warps))
+        return Chain(warp, name, writes, writes, max(self._actors[number].last for number in numbers))

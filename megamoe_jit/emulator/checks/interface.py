@@ -134,8 +134,8 @@ class Checks(Protocol):
         """Every CTA of `cluster` has left."""
         ...
 
-    def drain(self, warp: Warp) -> None:
-        """Report what the engine saw in the last slice of `warp`."""
+    def drain(self, warp: Warp, *, last_pc: int | None = None) -> None:
+        """Report what the engine saw in the last slice of `warp`, at instructions up to `last_pc`."""
         ...
 
     def mbarrier_init(self, barrier: Mbarrier, warp: Warp) -> None:

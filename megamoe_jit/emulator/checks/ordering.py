@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from megamoe_jit.emulator.machine.queues import AsyncOp
     from megamoe_jit.emulator.machine.state import Cluster, Place, Warp
 
-ASYNC_READERS = 8
+ASYNC_READERS = 12
 """Chains of asynchronous work in a CTA whose reads of shared memory are remembered, beside half as many as warps."""
 
 _HEAD_BYTES = 128
@@ -101,13 +101,14 @@ class Checker(SyncChecks):
 
     # Ordinary accesses.
 
-    def drain(self, warp: Warp) -> None:
-        """Report what the engine saw."""
+    def drain(self, warp: Warp, *, last_pc: int | None = None) -> None:
+        """Report what the engine saw, at instructions up to `last_pc`."""
         ctx = warp.ctx
         if ctx.num_races:
             races = [ctx.races[i] for i in range(min(ctx.num_races, len(ctx.races)))]
             for race in races:
-                describe.native_race(self, warp, race)
+                if last_pc is None or race.pc <= last_pc:
+                    describe.native_race(self, warp, race)
             ctx.num_races = 0
 
     def generic(self, warp: Warp, place: Place, size: int, access: Access) -> None:
@@ -231,8 +232,9 @@ class Checker(SyncChecks):
         access = self.chains.begin(warp, op.pc, actor, proxy)
         self.reserve(len(self.actors))
         if len(access.rows) > TENSOR:
-            for chain in (self.chains.get(warp, key) for key in same_thread):
-                for number in (chain.reads, chain.writes):
+            for key in same_thread:
+                chain = self.chains.find(key)
+                for number in (chain.reads, chain.writes) if chain is not None else ():
                     if number < access.rows.shape[1]:
                         access.rows[TENSOR, number] = access.rows[ORDER, number]
         access.writes = tuple(watch(self._ready(writes), self.machine.allocations))
@@ -244,7 +246,6 @@ class Checker(SyncChecks):
     def async_read(self, op: AsyncOp, ranges: Iterable[Range]) -> None:
         """Hold the reads of `op` against all writes."""
         access: AsyncAccess = op.access
-        actor, epoch = self._reader(access)
         head_bytes = _HEAD_BYTES if op.kind == "tensor load" else None
         for at in watch(self._ready(ranges), self.machine.allocations, head_bytes=head_bytes):
             clash = shadow.unseen_write(
@@ -255,6 +256,7 @@ class Checker(SyncChecks):
             missing = shadow.unwritten(at)
             if missing is not None:
                 describe.uninitialised(self, at, missing, op)
+            actor, epoch = self._reader(access, at)
             shadow.note_read(at, actor, epoch, op.pc, ASYNC | (shadow.TAIL if at.is_tail else 0))
 
     def async_write(
@@ -298,9 +300,11 @@ class Checker(SyncChecks):
         self, warp: Warp, actor: Hashable, number: int, *, reads_only: bool = False, tensor: bool = True
     ) -> None:
         """Note that a group is done."""
-        chain = self.chains.get(warp, actor)
-        self.reserve(len(self.actors))
-        warp.clock.observe(chain.reads, chain.base + number, tensor=tensor)
+        chain = self.chains.find(actor)
+        if chain is None:  # nothing was ever issued
+            return
+        if chain.has_reader:
+            warp.clock.observe(chain.reads, chain.base + number, tensor=tensor)
         if not reads_only:
             warp.clock.observe(chain.writes, chain.base + number, tensor=tensor)
 
@@ -313,8 +317,10 @@ class Checker(SyncChecks):
         row: npt.NDArray[np.uint32] = access.rows[SHARED if at.is_shared else GLOBAL]
         return row
 
-    def _reader(self, access: AsyncAccess) -> tuple[int, int]:
+    def _reader(self, access: AsyncAccess, at: Watched) -> tuple[int, int]:
         if access.chain is not None:
+            if at.is_shared or at.is_tensor:
+                self.chains.give_reader(access.chain)
             return access.chain.reads, access.epoch
         return self._writer(access, None)
 

@@ -72,10 +72,17 @@ def unseen_write(
         return None
     actors = (words >> _ACTOR_SHIFT & _ACTOR_MASK).astype(np.int64)
     epochs = (words & _EPOCH_MASK).astype(np.uint32)
-    bad = (epochs > _at(clock, actors)) & (actors != own)
+    bad = epochs > _at(clock, actors)
+    if bad.any():
+        bad &= actors != own
     ordered = False
-    if fenced is not None and not bad.any():
-        bad = (epochs > _at(fenced, actors)) & (actors != own)
+    if not bad.any():
+        if fenced is None:
+            return None
+        bad = epochs > _at(fenced, actors)
+        if not bad.any():
+            return None
+        bad &= actors != own
         if not at.is_tensor:  # what came through the async proxy needs no proxy fence to be used there again
             bad &= words & _U(ASYNC) == 0
         ordered = True

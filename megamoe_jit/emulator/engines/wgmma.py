@@ -178,13 +178,17 @@ class Group:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """What one warp of a warpgroup has under way."""
+    """What one warp of a warpgroup has under way.
+
+    `fenced` are its registers as its last wgmma.fence found them; kept for the checks.
+    """
 
     issued: int = 0
     open: list[Collective] = field(default_factory=list)
     committed: deque[Group] = field(default_factory=deque)
     groups: int = 0
     fences: int = 0
+    fenced: Array | None = None
 
 
 class Warpgroup(Waitable):
@@ -231,6 +235,7 @@ class Warpgroup(Waitable):
         if collective.a_codes is not None and plan.a_places is not None:
             codes = warp.regs.view(collective.a_codes.dtype)[plan.a_places]
             collective.a_codes[WARP_ROWS * number : WARP_ROWS * (number + 1)] = codes
+            self._check_fenced(warp, member, plan, codes)
         self._join_clock(warp, collective)
         member.issued += 1
         member.open.append(collective)
@@ -310,6 +315,17 @@ class Warpgroup(Waitable):
             registers[plan.d_places] = POISON.astype(plan.d_dtype)
         accumulator.outstanding[number] += 1
 
+    def _check_fenced(self, warp: Warp, member: Member, plan: Plan, codes: Array) -> None:
+        """Report registers of A that are not as the warp's last fence found them."""
+        if member.fenced is not None and (codes != member.fenced.view(codes.dtype)[plan.a_places]).any():
+            warp.machine.report(
+                "wgmma-fence",
+                "wgmma.mma_async takes A from registers that ordinary instructions have written, with no wgmma.fence "
+                "since.",
+                by=warp,
+                section=f"{SECTION}: wgmma.fence",
+            )
+
     def _check_overlap(self, warp: Warp, number: int, accumulator: Accumulator) -> None:
         mine = set(accumulator.plan.d_registers)
         for other in self.accumulators.values():
@@ -386,7 +402,10 @@ class Warpgroup(Waitable):
 
     def fence(self, warp: Warp) -> None:
         """`wgmma.fence`."""
-        self.members[warp.index % NUM_WARPS].fences += 1
+        member = self.members[warp.index % NUM_WARPS]
+        member.fences += 1
+        if self.cta.machine.checks.enabled:
+            member.fenced = warp.regs.copy()
 
     def commit(self, warp: Warp) -> None:
         """`wgmma.commit_group`: close the warp's group; groups of four warps have one number."""

@@ -117,20 +117,24 @@ def _check_members(ctx: WarpContext, pc: int, lanes: int, members: int) -> None:
 def gather(ctx: WarpContext, pc: int, lanes: int, masks: npt.NDArray[np.uint32]) -> bool:
     """Bring the lanes of a member mask together; `masks` has each lane's. Returns whether `ctx.mask` may go on.
 
-    The first lane's mask counts; lanes with another one are a group of their own, later.
+    The first mask counts whose lanes are all here; lanes with another one are a group of their own, later.
     """
-    members = int(masks[next(lanes_in(lanes))])
-    alike = sum(1 << lane for lane in lanes_in(lanes) if int(masks[lane]) == members)
-    if members & ctx.live & ~alike:
-        split(ctx, lanes, pc, pc + 1)
-        ctx.blocked |= alike
-        ctx.waiting |= alike
-        return False
-    _check_members(ctx, pc, alike, members)
-    if alike != ctx.mask:
-        split(ctx, lanes, pc, pc + 1)
-        ctx.mask = alike
-    return True
+    left = lanes
+    while left:
+        members = int(masks[next(lanes_in(left))])
+        alike = sum(1 << lane for lane in lanes_in(left) if int(masks[lane]) == members)
+        left &= ~alike
+        if members & ctx.live & ~alike:
+            continue
+        _check_members(ctx, pc, alike, members)
+        if alike != ctx.mask:
+            split(ctx, lanes, pc, pc + 1)
+            ctx.mask = alike
+        return True
+    split(ctx, lanes, pc, pc + 1)
+    ctx.blocked |= lanes
+    ctx.waiting |= lanes
+    return False
 
 
 def warp_barrier(ctx: WarpContext, pc: int, lanes: int, masks: npt.NDArray[np.uint32]) -> None:

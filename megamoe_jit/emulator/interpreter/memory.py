@@ -110,7 +110,8 @@ def _pointers(warp: Warp, mask: int, addresses: Any, access: Access, pc: int) ->
             ranges.append(("shared", cta, address & OFFSET_MASK, size))
         elif where is FaultSpace.GLOBAL:
             ranges.append(("global", None, address, size))
-    if ctx.checks and ranges:
+    if ctx.checks and ranges and not ctx.fault_kind:  # what follows a bad access in its block is of no interest
+        warp.pc = pc
         warp.machine.checks.generic_ranges(warp, ranges, "write" if write else "read")
     return good
 

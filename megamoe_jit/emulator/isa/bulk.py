@@ -137,8 +137,8 @@ def _load(d: Decode, target: str, source: str, *, ignores: bool, multicasts: boo
             if src % BULK_ALIGNMENT:
                 site.refuse(warp, f"Source address 0x{src:x} is no multiple of {BULK_ALIGNMENT}.", kind="misaligned")
             resolve = warp.machine.resolve
-            _, place = resolve(warp, dst, target, size, write=True, align=BULK_ALIGNMENT)
-            data, origin = resolve(warp, src + left, source, size - left - right, write=False, align=1)
+            _, place = resolve(warp, dst, target, size, write=True, align=BULK_ALIGNMENT, lane=lane)
+            data, origin = resolve(warp, src + left, source, size - left - right, write=False, align=1, lane=lane)
             signal = signal_at(warp, site, barrier, target)
             _check_ctas(warp, site, target, source, place, signal, multicasts)
             ctas = [owner(place)] if cta_mask is None else destinations(warp, site, cta_mask(warp, lane))
@@ -215,8 +215,8 @@ def _store(d: Decode, *, has_hint: bool, has_mask: bool) -> Handler:
             check_bulk(warp, site, size)
             if not size:
                 continue
-            source, origin = own_source(warp, site, src, size)
-            target, place = warp.machine.resolve(warp, dst, "global", size, write=True, align=BULK_ALIGNMENT)
+            source, origin = own_source(warp, site, src, size, lane)
+            target, place = warp.machine.resolve(warp, dst, "global", size, write=True, align=BULK_ALIGNMENT, lane=lane)
             kept = _kept_bytes(byte_mask(warp, lane), size) if byte_mask else None
             _submit_copy(warp, site, lane, source, origin, target, place, kept)
         return None
@@ -253,9 +253,9 @@ def _submit_copy(
     warp.machine.counters.tma_bytes += size
 
 
-def own_source(warp: Warp, site: Site, address: int, size: int) -> tuple[Bytes, Place]:
+def own_source(warp: Warp, site: Site, address: int, size: int, lane: int) -> tuple[Bytes, Place]:
     """Return the bytes of the own CTA's shared memory that a bulk operation reads."""
-    source, origin = warp.machine.resolve(warp, address, "shared", size, write=False, align=BULK_ALIGNMENT)
+    source, origin = warp.machine.resolve(warp, address, "shared", size, write=False, align=BULK_ALIGNMENT, lane=lane)
     if origin.cta is not warp.cta:
         site.refuse(warp, f"The source of .shared::cta is in {owner(origin).name()}.")
     return source, origin
@@ -319,9 +319,9 @@ def cp_reduce_async_bulk(d: Decode) -> Handler:
             check_bulk(warp, site, size)
             if not size:
                 continue
-            source, origin = own_source(warp, site, src, size)
+            source, origin = own_source(warp, site, src, size, lane)
             space = "global" if is_store else "shared::cluster"
-            target, place = warp.machine.resolve(warp, dst, space, size, write=True, align=BULK_ALIGNMENT)
+            target, place = warp.machine.resolve(warp, dst, space, size, write=True, align=BULK_ALIGNMENT, lane=lane)
             if barrier is None:
                 _submit_reduction(warp, site, lane, source, origin, target, place, reduce_into)
                 continue
@@ -429,7 +429,7 @@ def st_bulk(d: Decode) -> Handler:
                 site.refuse(warp, f"size {size} of st.bulk is no multiple of 8 up to {_MAX_ST_BULK}.")
             if not size:
                 continue
-            target, place = warp.machine.resolve(warp, address, space, size, write=True, align=8)
+            target, place = warp.machine.resolve(warp, address, space, size, write=True, align=8, lane=lane)
             if place.kind != "shared":
                 site.refuse(warp, f"Address 0x{address:x} of st.bulk is no shared address.")
             warp.machine.checks.generic(warp, place, size, "write")

@@ -75,6 +75,8 @@ class Signature:
         results = result if isinstance(result, tuple) else (result,)
         # A form gives all it can: the predicate of `shfl` also where the instruction has no place for it.
         wanted = sum(2 if typed.type == "b128" else 1 for typed in self.dst)
+        if len(results) < wanted:
+            raise UnsupportedError(f"{self.op.form.opcode} gives {len(results)} values, not {wanted}.")
         if self.op.row.carry_out:
             results = (*results[: wanted - 1], results[-1])
         return tuple(lane.raw for lane in results[:wanted])

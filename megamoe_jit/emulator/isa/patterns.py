@@ -49,10 +49,12 @@ class Pattern:
         self._unused = set(sets)
         ((self._sequence,), _) = self._read(0, closed=False)
         assert not self._unused, f"{text}: sets without a place: {sorted(self._unused)}"
-        self._regex = re.compile(_regex(self._sequence))
+        self._regex: re.Pattern[str] | None = None  # made when first asked for: most patterns never are
 
     def match(self, opcode: str) -> dict[str, str] | None:
         """Return what the named parts hold when the whole of `opcode` fits, without leading dots."""
+        if self._regex is None:
+            self._regex = re.compile(_regex(self._sequence))
         found = self._regex.fullmatch(opcode)
         return None if found is None else {name: (text or "").lstrip(".") for name, text in found.groupdict().items()}
 

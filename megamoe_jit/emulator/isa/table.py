@@ -162,7 +162,10 @@ class Op:
 
 def _types(types: Types, form: Form, count: int, what: str) -> tuple[str, ...]:
     if callable(types):
-        return types(form, count)
+        made = types(form, count)
+        if len(made) != count:
+            raise UnsupportedError(f"{form.opcode} has {count} {what}, but takes {' '.join(made) or 'none'}.")
+        return made
     names = re.sub(r"[<{](\w+)[>}]", lambda found: form[found[1]], types).split()
     wanted = [name.rstrip("?") for name in names]
     optional = sum(name.endswith("?") for name in names)

@@ -106,7 +106,7 @@ class Machine:
         *,
         write: bool,
         align: int | None = None,
-        lane: int = 0,
+        lane: int | None = None,
     ) -> tuple[npt.NDArray[np.uint8], Place]:
         """Translate `address` of `space` to the bytes that it names.
 
@@ -117,7 +117,7 @@ class Machine:
             size: bytes.
             write: whether they are written.
             align: needed alignment; None: the largest power of two that divides `size`, at most 16.
-            lane: whose local memory is meant.
+            lane: who accesses, where that is one lane (local memory: None means lane 0).
 
         Returns:
             The bytes, `size` of them, as a view, and where they are.

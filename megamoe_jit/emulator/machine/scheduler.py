@@ -186,7 +186,8 @@ class Scheduler:
             stop = machine.engine.run(warp)
             warp.pc = stop.pc
             if ctx.num_races:
-                machine.checks.drain(warp)
+                # After a bad access the engine goes on to the end of the block: what it saw there comes second.
+                machine.checks.drain(warp, last_pc=ctx.fault_pc if stop.kind is StopKind.FAULT else None)
             if stop.kind is StopKind.HANDLER:
                 outcome = self._handle(warp, stop.pc, stop.mask)
                 if outcome is None or isinstance(outcome, Jump):

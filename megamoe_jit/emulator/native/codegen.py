@@ -217,6 +217,8 @@ class _Writer:
             case "ret" | "exit":
                 self._exit(instruction)
             case "bar":
+                if len(instruction.operands) != 1:
+                    raise UnsupportedError("bar.warp.sync takes a member mask.")
                 f = self.f
                 members = self.values.spill(self.values.scalar(instruction.operands[0], "b32"), 0)
                 lanes = self.values.executing()
@@ -278,6 +280,8 @@ class _Writer:
 
     def _memory(self, instruction: Instruction, op: Op) -> None:
         access = access_of(op)
+        if len(instruction.operands) < 2 or (access is None and len(instruction.operands) > 2):
+            raise UnsupportedError(f"it has {len(instruction.operands)} operands, but takes 2.")
         if access is None:
             self._is_in_own_cta(instruction)
         elif access.is_load:

@@ -178,27 +178,34 @@ def _member_fault(f: Body, ctx: Fields, lanes: Val, members: Val) -> None:
 def _sync() -> Body:
     """Bring the lanes of a member mask together before a `.sync` instruction.
 
-    Returns 1 when `lanes` (the group, reduced by the guard) may execute it: then the group is those of them that have
-    the first lane's member mask. Returns 0 when the dispatcher must choose another group.
+    Returns 1 when some of `lanes` (the group, reduced by the guard) may execute it: then the group is those that have
+    the first member mask whose lanes are all here. Returns 0 when the dispatcher must choose another group.
     """
     f = Body("emu_sync", "i32", [CTX, ("i32", "pc"), ("i32", "lanes"), ("ptr", "members")])
     ctx = context(f["ctx"])
     pc, lanes = f["pc"], f["lanes"]
     mask, live = ctx.get("mask"), ctx.get("live")
     all_members = f["members"].load(PCS, 4)
-    first = f.call("llvm.cttz.i32", "i32", lanes, f.const("i1", 0))
-    members = all_members.element(first)
-    alike = bits_of_lanes(all_members.eq(members.splat())) & lanes
+    left, chosen, named = f.var("i32", lanes), f.var("i32", 0), f.var("i32", 0)
+    with f.while_(lambda: left.get().ne(0)):
+        members = all_members.element(f.call("llvm.cttz.i32", "i32", left.get(), f.const("i1", 0)))
+        alike = bits_of_lanes(all_members.eq(members.splat())) & left.get()
+        left.set(left.get() & ~alike)
+        with f.if_((members & live & ~alike).eq(0)):
+            chosen.set(alike)
+            named.set(members)
+            left.set(0)
+    ready = chosen.get()
     here = lanes_of(lanes).select(pc.splat(), (pc + 1).splat())
-    with f.if_((members & live & ~alike).ne(0)):
+    with f.if_(ready.eq(0)):
         set_lane_pc(ctx, mask, here)
-        ctx.set("blocked", ctx.get("blocked") | alike)
-        ctx.set("waiting", ctx.get("waiting") | alike)
+        ctx.set("blocked", ctx.get("blocked") | lanes)
+        ctx.set("waiting", ctx.get("waiting") | lanes)
         f.ret(f.const("i32", 0))
-    _member_fault(f, ctx, alike, members)
-    with f.if_(alike.ne(mask)):
+    _member_fault(f, ctx, ready, named.get())
+    with f.if_(ready.ne(mask)):
         set_lane_pc(ctx, mask, here)
-        ctx.set("mask", alike)
+        ctx.set("mask", ready)
         ctx.set("straight", 0)
     f.ret(f.const("i32", 1))
     return f

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +77,12 @@ class NativeProgram:
         return self.binding.counts((range(block.start, block.end), count) for block, count in executions)
 
 
+@functools.lru_cache(maxsize=64)
+def _compile_forms(text: str) -> bytes:
+    """Compile long forms, which kernels of one process often have in common."""
+    return compile_ir(text, optimise=True)
+
+
 class NativeEngine:
     """Compiles functions with LLVM, and keeps the object code in a folder."""
 
@@ -98,7 +105,7 @@ class NativeEngine:
             kernel, forms = generate(binding)
             objects = [compile_ir(kernel, optimise=False)]
             if forms is not None:
-                objects.append(compile_ir(forms, optimise=True))
+                objects.append(_compile_forms(forms))
             self._cache.keep(key, objects)
         return NativeProgram(binding, Library(objects, [KERNEL], self._helpers.addresses))
 

@@ -40,7 +40,7 @@ _HEADER = re.compile(
     rf"(?:\s*{_PARENTHESISED})?\s*(?P<name>{_NAME})\s*(?:{_PARENTHESISED})?(?P<rest>[^{{;]*)(?P<end>[{{;])",
     re.A,
 )
-_LIMIT = re.compile(r'\s*\.([a-z_]\w*)((?:\s*,?\s*[0-9]+)*|\s*"_*")(?=\s|\.|\Z)', re.A)
+_LIMIT = re.compile(r'\s*\.([a-z_]\w*)((?:(?:\s*,\s*|\s+)[0-9]+)*|\s*"_*")(?=\s|\.|\Z)', re.A)
 
 
 def parse(text: str) -> PtxModule:
@@ -237,8 +237,14 @@ def _limits(text: str) -> dict[str, tuple[int, ...]]:
         match = _LIMIT.match(text, position)
         if match is None:
             raise OperandError(f"{' '.join(text[position:].split())[:60]!r} is no directive of a function")
-        numbers = tuple(int(number) for number in re.findall(r"[0-9]+", match.group(2)))
-        if any(number >= 1 << 32 for number in numbers) or (not numbers and match.group(1) in _NUMBERED_LIMITS):
+        digits = re.findall(r"[0-9]+", match.group(2))
+        is_long = any(len(number.lstrip("0")) > 10 for number in digits)
+        numbers = () if is_long else tuple(int(number.lstrip("0") or "0") for number in digits)
+        if (
+            is_long
+            or any(number >= 1 << 32 for number in numbers)
+            or (not numbers and match.group(1) in _NUMBERED_LIMITS)
+        ):
             raise OperandError(f".{match.group(1)} needs numbers of 32 bits")
         limits[match.group(1)] = numbers
         position = match.end()

@@ -307,10 +307,20 @@ def test_registers_that_nobody_touched_need_no_second_fence() -> None:
     run(f"{FENCE}\n{MMA}\n{COMMIT}\n{WAIT} 0;\n{WRITE_D}\n{FENCE}\n{MMA}\n{COMMIT}\n{WAIT} 0;", checks="error")
 
 
+WRITE_A = WRITE_D.replace("%d0, %d1, %d2, %d3", "%a0, %a1, %a2, %a3", 1)
+
+
+def test_registers_of_a_may_change_before_a_fence() -> None:
+    run(f"{FENCE}\n{RS}\n{COMMIT}\n{WAIT} 0;\n{WRITE_A}\n{FENCE}\n{RS}\n{COMMIT}\n{WAIT} 0;", checks="error")
+    run(f"{FENCE}\n{RS}\n{RS}\n{COMMIT}\n{WAIT} 0;\n{RS}\n{COMMIT}\n{WAIT} 0;", checks="error")
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         (f"{MMA}\n{COMMIT}\n{WAIT} 0;", "no wgmma.fence since"),
+        (f"{FENCE}\n{RS}\n{COMMIT}\n{WAIT} 0;\n{WRITE_A}\n{RS}\n{COMMIT}\n{WAIT} 0;", "takes A from registers"),
+        (f"{FENCE}\n{WRITE_A}\n{RS}\n{COMMIT}\n{WAIT} 0;", "takes A from registers"),
         (f"{FENCE}\n{MMA}\n{COMMIT}\n{WAIT} 0;\n{WRITE_D}\n{MMA}\n{COMMIT}\n{WAIT} 0;", "no wgmma.fence since"),
         (
             f"{FENCE}\n{MMA}\n{MMA.replace('%d0, %d1, %d2, %d3', '%d3, %d4, %d5, %d6')}",

@@ -14,7 +14,8 @@ from tests.emulator.cuda_source import compile_cuda, object_cache
 _STUCK = r"""
 extern "C" __global__ void stuck(u32* flag, int what) {
     __shared__ alignas(8) u64 barrier;
-    if (threadIdx.x == 0) { mbar_init(smem(&barrier), 3); fence_init(); }
+    __shared__ u32 word[1];
+    if (threadIdx.x == 0) { mbar_init(smem(&barrier), 3); fence_init(); word[0] = 6; }
     __syncthreads();
     if (threadIdx.x == 0) mbar_arrive_tx(smem(&barrier), 48);
     if (what == 0) mbar_wait(smem(&barrier), 0);
@@ -23,6 +24,8 @@ extern "C" __global__ void stuck(u32* flag, int what) {
     if (what == 3 && threadIdx.x < 32) __syncthreads();
     if (what == 4 && threadIdx.x < 32) { while (!mbar_test(smem(&barrier), 0)) {} } else if (what == 4) __syncthreads();
     if (what == 5) { while (atomicCAS(flag, 7, 8) != 7) __nanosleep(20); }
+    if (what == 6) { while (*(volatile u32*)flag != 7) {} }
+    if (what == 7) { while (*(volatile u32*)word != 7) {} }
 }
 """
 
@@ -36,6 +39,8 @@ extern "C" __global__ void stuck(u32* flag, int what) {
         (3, ["barrier 0 of CTA 0: 32 of", "warps [0]"]),
         (4, ["mbarrier.test_wait", "barrier 0"]),
         (5, ["atom"]),
+        (6, ["polls and sees 0x5 at 0x", "ld.volatile.global"]),
+        (7, ["polls and sees 0x6 at 0x", "ld.volatile.shared"]),
     ],
 )
 def test_deadlocks_are_reported_within_seconds(what: int, words: list[str]) -> None:

@@ -92,10 +92,10 @@ def compile_cuda(source: str, arch: str, *options: str) -> str:
     flags = [f"--gpu-architecture={arch}", "--std=c++20", "--device-as-default-execution-space", *options]
     status = call("nvrtcCompileProgram", program, len(flags), [flag.encode() for flag in flags])
     if int(status) != 0:
-        log = bytes(call("nvrtcGetProgramLogSize", program))
+        log = bytearray(call("nvrtcGetProgramLogSize", program))
         call("nvrtcGetProgramLog", program, log)
         raise AssertionError(log.decode())
-    ptx = bytes(call("nvrtcGetPTXSize", program))
+    ptx = bytearray(call("nvrtcGetPTXSize", program))
     call("nvrtcGetPTX", program, ptx)
     return ptx.rstrip(b"\0").decode()
 
