@@ -62,7 +62,7 @@ def main() -> int:
             row: dict[str, Cell] = {"recipe": recipe.name, "num_tokens": num_tokens, "mean": mean}
             row |= {f"us_{tile}": None for tile in TILES}
             row["chosen"] = choose.token_tile(problem, recipe, num_tokens)
-            for tile in token_tiles(problem, recipe):
+            for tile in token_tiles(problem):
                 if mean > tile * _MOST_TILES and tile < 64:
                     continue
                 with (

@@ -14,9 +14,8 @@ run of blocks, each of which one bulk copy fetches:
       row g        word 0                      word 1          scale byte 0
       row g + 8    word 2                      word 3          scale byte 1
 
-Which checkpoint row a packed row is depends on the layer (RowOrder): in L1 the two rows of a thread are the gate and the
-up row of one intermediate value. Inside a word the bits lie as the decoder wants them
-(Sm90Element, _code_bits).
+Which checkpoint row a packed row is depends on the layer (RowOrder): in L1 the two rows of a thread are the gate and
+the up row of one intermediate value. Inside a word the bits lie as the decoder wants them (Sm90Element, _code_bits).
 """
 
 from __future__ import annotations

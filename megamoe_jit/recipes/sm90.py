@@ -31,19 +31,19 @@ _TABLE_COPIES = 16  # of the decoding table: a half-warp's lanes read it at once
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
 
 
-def token_tiles(problem: Problem, recipe: Recipe) -> tuple[int, ...]:
+def token_tiles(problem: Problem) -> tuple[int, ...]:
     """Return the token tiles that kernels of a problem can have, narrowest first."""
     return (*ONE_PASS_TILES, *(TWO_PASS_TILES if problem.activation.gated else ()))
 
 
-def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
+def token_tile(problem: Problem, num_tokens: int) -> int:
     """Return the token tile for a call.
 
     The narrowest that holds the mean share of an expert and 1.5 standard deviations more, so that few experts need a
     second tile, which would read their weights again; the widest when none does. Source: the sweep in
     benchmarks/results/token_tiles.json.
     """
-    mean, tiles = problem.tokens_per_expert(num_tokens), token_tiles(problem, recipe)
+    mean, tiles = problem.tokens_per_expert(num_tokens), token_tiles(problem)
     likely = mean + 1.5 * math.sqrt(mean)
     return next((n for n in tiles if likely <= n), tiles[-1])
 
@@ -93,7 +93,7 @@ class Sm90Shapes:
     @property
     def pool_rows(self) -> int:
         """Rows of the pool, where each token tile has all its rows, also an expert's last."""
-        widest = token_tiles(self.problem, self.recipe)[-1]
+        widest = token_tiles(self.problem)[-1]
         return round_up(self.slots + min(self.slots, self.problem.num_local_experts) * (widest - 1), 4)
 
     def workspace(self) -> StructLayout:

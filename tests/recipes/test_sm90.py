@@ -105,7 +105,7 @@ SWEEP = [
 )
 def test_shared_memory_fits_for_every_problem_and_tile(problem: Problem, recipe: str) -> None:
     """Each tile has a configuration of at least two stages, and one stage more would not fit (or is not allowed)."""
-    for block_n in token_tiles(problem, get_recipe(recipe)):
+    for block_n in token_tiles(problem):
         chosen = config_for_tile(problem, get_recipe(recipe), SM90, block_n)
         assert reject(chosen) is None
         assert 2 <= chosen.num_stages <= 8
@@ -190,13 +190,12 @@ def test_the_pool_holds_every_routing(
     problem = replace(
         LAYER, num_experts=num_experts, num_topk=num_topk, max_tokens_per_rank=capacity, activation=activation
     )
-    recipe = get_recipe("fp8_nvfp4")
-    shapes = Sm90Shapes(problem=problem, recipe=recipe)
+    shapes = Sm90Shapes(problem=problem, recipe=get_recipe("fp8_nvfp4"))
     sizes = {field.name: field.num_bytes for field in shapes.workspace().fields}
     of_slots = data.draw(st.lists(st.integers(0, num_experts - 1), max_size=capacity * num_topk))
     rows = [of_slots.count(expert) for expert in range(num_experts)]
     assert shapes.pool_rows % 4 == 0  # a bulk copy of scale factors starts at 16 bytes in every row block
-    for tile in token_tiles(problem, recipe):
+    for tile in token_tiles(problem):
         tiles = sum(-(-count // tile) for count in rows)
         assert tiles * tile <= shapes.pool_rows
         assert tiles * 4 <= sizes["rows_ready"]
