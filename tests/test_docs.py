@@ -160,6 +160,7 @@ def test_the_templates_page_has_the_counts_of_the_configuration() -> None:
     text = (TEMPLATES / "README.md").read_text()
     for row in (
         f"| 4 .. 7 | {constants['first_consumer_thread']} .. 255 | consumer warpgroup 0",
+        "| 1 | thread 32 | load activations |",
         f"| `full[s]` | {constants['full_arrivals']} |",
         f"| `empty[s]` | {constants['empty_arrivals']} |",
     ):

@@ -22,6 +22,7 @@ from megamoe_jit.formats.moe_weights import MoeWeights
 from megamoe_jit.ops.moe import MegaMoE
 from megamoe_jit.runtime import emulated
 from megamoe_jit.runtime.emulated import EmulatedBackend, EmulatorSettings
+from tests.kernels.one_kernel import one_kernel
 from tests.marks import slow
 
 HIDDEN, INTERMEDIATE, NUM_EXPERTS, NUM_TOPK, NUM_TOKENS = 256, 256, 3, 2, 150
@@ -85,7 +86,8 @@ class Layer:
         device.emulator.load = lambda ptx: load(change(ptx))
         self.patch.setattr(emulated, "emulated_backend", lambda: device)
         moe = MegaMoE(self.weights, recipe=self.recipe, num_topk=NUM_TOPK, max_tokens_per_rank=256, backend="emulator")
-        moe(self.x, self.topk_idx, self.topk_weights)
+        with one_kernel(NUM_TOKENS):
+            moe(self.x, self.topk_idx, self.topk_weights)
         return device
 
     def executed(self) -> tuple[str, set[int]]:

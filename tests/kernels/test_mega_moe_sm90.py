@@ -9,13 +9,12 @@ from megamoe_jit.errors import ArgumentError
 from megamoe_jit.formats.activation import ActivationSpec
 from megamoe_jit.formats.block_scaled import quantize_to_fp8
 from megamoe_jit.formats.moe_weights import MoeWeights
-from megamoe_jit.ops import plan as ops_plan
 from megamoe_jit.ops.moe import MegaMoE, fp8_nvfp4_mega_moe, get_symm_buffer_for_nvfp4_mega_moe, stage_tokens
 from megamoe_jit.ops.weights import transform_weights
-from megamoe_jit.recipes import choose
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.sm90 import token_tiles
 from megamoe_jit.reference.moe import expert_counts
+from tests.kernels.one_kernel import one_kernel
 from tests.kernels.oracle import BOUNDS, check_output, tokens_and_routing
 from tests.marks import needs_sm90
 
@@ -145,9 +144,7 @@ def test_token_tiles_agree(recipe: str) -> None:
     outputs = {}
     problem = Problem(hidden=512, intermediate=384, num_experts=3, num_topk=2, max_tokens_per_rank=1)
     for tile in token_tiles(problem):
-        with pytest.MonkeyPatch.context() as patch:
-            for module in (choose, ops_plan):
-                patch.setattr(module, "token_tile", lambda problem, recipe, num_tokens, tile=tile: tile)
+        with one_kernel(330, tile=tile):
             moe = MegaMoE(weights, recipe=recipe)
             outputs[tile] = moe(x, topk_idx, topk_weights)
             check_output(moe, weights, x, topk_idx, topk_weights, outputs[tile])

@@ -22,7 +22,7 @@ TILES = {0: 8, 1: 8, 37: 8, 38: 16, 88: 16, 89: 24, 141: 24, 142: 32, 196: 32, 1
 TILES |= {425: WIDEST, 2048: WIDEST, 8192: WIDEST}
 
 
-def widest(problem: Problem, recipe: str) -> int:
+def widest(problem: Problem) -> int:
     """Return the widest tile of a problem."""
     return token_tiles(problem)[-1]
 
@@ -30,7 +30,7 @@ def widest(problem: Problem, recipe: str) -> int:
 @pytest.mark.parametrize("recipe", HOPPER)
 @pytest.mark.parametrize("num_tokens", TILES)
 def test_a_call_takes_the_narrowest_tile_that_most_experts_fit(recipe: str, num_tokens: int) -> None:
-    wanted = TILES[num_tokens] or widest(LAYER, recipe)
+    wanted = TILES[num_tokens] or widest(LAYER)
     assert token_tile(LAYER, get_recipe(recipe), num_tokens) == wanted
     choice = choose_config(LAYER, recipe, "sm_90a", num_tokens)
     assert choice.config.block_n == wanted
@@ -104,7 +104,7 @@ def test_a_plan_begins_with_the_tile_of_one_token() -> None:
 @pytest.mark.parametrize("recipe", HOPPER)
 def test_two_passes_need_a_gate(recipe: str) -> None:
     gated, ungated = LAYER, replace(LAYER, activation=ActivationSpec(kind="relu2"))
-    assert widest(gated, recipe) > widest(ungated, recipe) == 64
+    assert widest(gated) > widest(ungated) == 64
     assert token_tile(ungated, get_recipe(recipe), 8192) == 64
 
 

@@ -190,8 +190,7 @@ def test_the_pool_holds_every_routing(
     problem = replace(
         LAYER, num_experts=num_experts, num_topk=num_topk, max_tokens_per_rank=capacity, activation=activation
     )
-    recipe = get_recipe("fp8_nvfp4")
-    shapes = Sm90Shapes(problem=problem, recipe=recipe)
+    shapes = Sm90Shapes(problem=problem, recipe=get_recipe("fp8_nvfp4"))
     sizes = {field.name: field.num_bytes for field in shapes.workspace().fields}
     of_slots = data.draw(st.lists(st.integers(0, num_experts - 1), max_size=capacity * num_topk))
     rows = [of_slots.count(expert) for expert in range(num_experts)]

@@ -1868,7 +1868,7 @@ __device__ __forceinline__ uint4 encode(const Values16& values, float inverse) {
 // Puts a vector into each of the token's rows.
 __device__ __forceinline__ void store_vector(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t vector, const uint4& stored) {
     if (vector >= kRowVectors) return;
-#pragma unroll
+#pragma unroll 8  // all rows of a large top-k at once would spill what is held of x
     for (uint32_t k = 0; k < config::kNumTopk; ++k) {
         const uint32_t row = pool_rows[k];
         if (row != ~0u) reinterpret_cast<uint4*>(params.tokens + uint64_t(row) * config::kTokenRowBytes)[vector] = stored;
