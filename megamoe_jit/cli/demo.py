@@ -275,8 +275,9 @@ def _print_report(report: DemoReport) -> None:
 
 
 def _print_emulated(call: EmulatedCall) -> None:
+    launches = f"{call.launches} launch{'' if call.launches == 1 else 'es'}"
     print_line(
-        f"  {call.launches} launches on {call.num_sms} emulated SMs: {call.warp_instructions:,} warp instructions, "
+        f"  {launches} on {call.num_sms} emulated SMs: {call.warp_instructions:,} warp instructions, "
         f"{call.mmas:,} MMAs, {format_bytes(call.tma_bytes)} by TMA, {call.barrier_waits:,} barrier waits"
     )
     print_line(

@@ -32,20 +32,20 @@ def test_the_demo_compiles_runs_and_reports(run: Run) -> None:
 
 @needs_no_hopper
 @pytest.mark.parametrize(
-    ("options", "arch", "recipe", "bound"),
+    ("options", "arch", "recipe", "bound", "launches"),
     [
-        ((), "sm_100f", "nvfp4_nvfp4", 1e-3),
-        (("--arch", "sm_90a", "--recipe", "bf16_nvfp4"), "sm_90a", "bf16_nvfp4", 3e-3),
+        ((), "sm_100f", "nvfp4_nvfp4", 1e-3, 2),
+        (("--arch", "sm_90a", "--recipe", "bf16_nvfp4"), "sm_90a", "bf16_nvfp4", 3e-3, 1),  # it quantises itself
     ],
 )
 def test_without_such_a_gpu_the_kernels_run_in_the_emulator(
-    run: Run, options: tuple[str, ...], arch: str, recipe: str, bound: float
+    run: Run, options: tuple[str, ...], arch: str, recipe: str, bound: float, launches: int
 ) -> None:
     record = run("demo", *SMALL, "--tokens", "8", *options, "--json").record
     assert (record["backend"], record["arch"], record["recipe"]) == ("emulator", arch, recipe)
     assert record["rel_l2"] < bound
     emulated = record["emulated"]
-    assert (emulated["num_sms"], emulated["launches"], emulated["errors"]) == (4, 2, [])
+    assert (emulated["num_sms"], emulated["launches"], emulated["errors"]) == (4, launches, [])
     assert min(emulated[count] for count in ("mmas", "tma_bytes", "barrier_waits")) > 0
     assert emulated["warp_instructions"] > 10_000
     assert any("swizzle=128B" in line for line in record["tensor_maps"])
@@ -104,7 +104,7 @@ def test_the_demo_prints_for_people(run: Run, warm_cache: object) -> None:
         "tensor map at 0x",
         "cosine to the unquantised truth",
         "fp8_nvfp4 for sm_90a, run by the fused kernel's PTX in the emulator",
-        "2 launches on 4 emulated SMs",
+        "1 launch on 4 emulated SMs",
         "races, missing fences, misused barriers: none, warnings: 0",
     ):
         assert words in ran.out

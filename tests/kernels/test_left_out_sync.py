@@ -62,6 +62,7 @@ KINDS = {
     "wait for an mbarrier": Kind(r"mbarrier\.try_wait", pass_by, 2),
     "proxy fence": Kind(r"^\s*fence\.proxy\.async", drop(r"fence\.proxy"), 1),
     "order of flags": Kind(r"st\.release|red\.release|ld\.acquire", relax, 1),
+    "wait for cp.async": Kind(r"^\s*cp\.async\.wait_all", drop(r"cp\.async\.wait_all"), 2),
     "wait for wgmma": Kind(r"wgmma\.wait_group", drop(r"wgmma\.wait_group"), 2),
     "wait for tcgen05": Kind(r"tcgen05\.wait", drop(r"tcgen05\.wait"), 1),
 }
