@@ -40,8 +40,8 @@ def token_tile(problem: Problem, num_tokens: int) -> int:
     """Return the token tile for a call.
 
     The narrowest that holds the mean share of an expert and 1.5 standard deviations more, so that few experts need a
-    second tile, which would read their weights again; the widest when none does. Source: the sweep in
-    benchmarks/results/token_tiles.json.
+    second tile, which would read their weights again; the widest when none does. docs/hopper_speed.md has the times of
+    neighbouring tiles that the rule rests on.
     """
     mean, tiles = problem.tokens_per_expert(num_tokens), token_tiles(problem)
     likely = mean + 1.5 * math.sqrt(mean)
