@@ -123,7 +123,10 @@ def second_half(
     """Return y in float64 with the recipe's roundings from given activations [P, I], written out in plain torch."""
     l2 = weights.l2().dequantize(torch.float64)
     if moe.recipe.name == "fp8_nvfp4":
-        l2 = (l2 / 8).float().to(torch.float8_e4m3fn).double() * 8
+        rounded = (l2 / 8).float().to(torch.float8_e4m3fn).double() * 8
+        # The factor of least squares that the kernel's alphas carry.
+        squares = rounded.square().sum((1, 2))
+        l2 = rounded * ((rounded * l2).sum((1, 2)) / squares.where(squares > 0, 1.0))[:, None, None]
     num_tokens, num_topk = topk_weights.shape
     partials = torch.zeros(num_tokens, num_topk, weights.hidden, dtype=torch.bfloat16, device=acts.device)
     for expert in range(weights.num_experts):
