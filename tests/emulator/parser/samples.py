@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 from cuda.bindings import nvrtc
 
 from megamoe_jit.emulator.parser import (
@@ -80,7 +85,30 @@ def shown(function: Function) -> list[str]:
 
 
 def compile_cuda(source: str, arch: str, *options: str) -> str:
-    """Return the PTX that NVRTC makes of CUDA C++ called `/sample.cu`."""
+    """Return the PTX that NVRTC makes of CUDA C++ called `/sample.cu`.
+
+    With -G in a process of its own: NVRTC keeps a part of that option, and compiles what comes after it otherwise than
+    before (parameters by generic addresses), so that other tests of this process would see other kernels.
+    """
+    if "-G" not in options:
+        return compile_here(source, arch, *options)
+    code = (
+        "import json, sys; from tests.emulator.parser.samples import compile_here; "
+        "print(compile_here(*json.load(sys.stdin)))"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([source, arch, *options]),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+    return child.stdout
+
+
+def compile_here(source: str, arch: str, *options: str) -> str:
+    """Return the PTX that NVRTC makes of CUDA C++ called `/sample.cu`, compiled in this process."""
 
     def call(function: str, *args: object) -> object:
         status, *results = getattr(nvrtc, function)(*args)
