@@ -56,7 +56,7 @@ def test_an_estimate_names_every_part(name: str) -> None:
     workspace = estimate.pop("workspace")
     assert estimate == PARTS[name] | ROUTING
     if recipe.generation is MmaGeneration.WGMMA:
-        # Tokens and activations of routed rows. Each expert's last token tile has all its rows, whichever tile is taken.
+        # Tokens and activations of routed rows. Each expert's last token tile has all its rows, whatever the tile is.
         pool = (40 * 3 + 8 * 127) * (512 + 256) * (1 if name.startswith("fp8") else 2)
         assert pool < workspace < pool + 32 * 1024
     else:
