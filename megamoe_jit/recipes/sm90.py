@@ -18,7 +18,7 @@ MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this ma
 SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
 ONE_PASS_TILES = (8, 16, 24, 32, 48, 64)  # token tiles whose 256 weight rows fit the registers at once
 # Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded.
-TWO_PASS_TILES = (128,)
+TWO_PASS_TILES = (128, 192)
 _WIDTH_STEP = 64  # of the MMAs of wide tiles, for those that are not full
 # The K stage is also what E4M3 sums are promoted after: from the tensor core's 13-bit adder to FP32. On an H200 (hidden
 # 4096, intermediate 2048) that decides how often requantisation meets another code than exact sums would: 1.0 %, 1.6 %,
@@ -27,7 +27,7 @@ _BLOCK_M, _BLOCK_K = 256, 128
 _NUM_CONSUMER_WARPGROUPS = 2
 _LOADER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
 _MAX_STAGES = 8
-_TABLE_COPIES = 16  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
+_TABLE_COPIES = 8  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
 
 
@@ -291,7 +291,7 @@ class Sm90Config:
         """
         return {
             "family": "sm90",
-            "wgmma_n": self.mma_widths,
+            "wgmma_n": tuple(sorted({*self.mma_widths, 32, 48, 64})),
             "tma_boxes": tuple(
                 (name, self.box_rows, 128 // self.shapes.act_bytes) for name in ("tokens_map", "acts_map")
             ),

@@ -38,7 +38,7 @@ __device__ __forceinline__ void decode_e4m3(uint32_t word, uint2 table, uint32_t
     constexpr uint32_t kSigns = 0x80808080;
     const uint32_t magnitudes = word & 0x77777777;
     half0 = ptx::bit_select(kSigns, word, ptx::prmt(table.x, table.y, magnitudes));
-    half1 = ptx::bit_select(kSigns, word << 4, ptx::prmt(table.x, table.y, magnitudes >> 16));
+    half1 = ptx::bit_select(kSigns, word << 4, ptx::prmt(table.x, table.y, ptx::high_halves(magnitudes)));
 }
 
 // A UE4M3 byte as a pair of bf16, times 2^117: the byte << 4, read as bf16, is scale x 2^-120, subnormals included.
@@ -59,37 +59,39 @@ __device__ __forceinline__ void decode_bf16(uint32_t word, uint32_t scale, uint3
 // This thread's 32 weights of a unit as they lie in shared memory, with what their two scale bytes mean to the decoder.
 struct PackedUnit {
     uint4 codes;
-    uint32_t scales;
+    uint32_t scales[2];
     uint2 tables[2];  // E4M3: of rows g and g + 8
 
-    // From the stage at `weights`; the offsets are those of the thread's share of the unit.
-    __device__ __forceinline__ void load_codes(uint32_t weights, uint32_t code_offset, uint32_t scale_offset) {
-        codes = ptx::ld_shared_v4(weights + code_offset);
-        scales = ptx::ld_shared_u16(weights + config::kStageCodeBytes + scale_offset);
+    // `first_codes` and `first_scales` are addresses of the thread's share of its warpgroup's unit 0.
+    __device__ __forceinline__ void load_codes(uint32_t first_codes, uint32_t first_scales, uint32_t unit) {
+        codes = ptx::ld_shared_v4(first_codes + unit * kUnitCodeBytes);
+        scales[0] = ptx::ld_shared_u8(first_scales + unit * kUnitScaleBytes);
+        scales[1] = ptx::ld_shared_u8(first_scales + unit * kUnitScaleBytes + 1);
     }
 
-    // `copy` is the offset of the lane's copy in a row of the table.
-    __device__ __forceinline__ void load_tables(uint32_t table, uint32_t copy) {
+    // `table` is the lane's copy.
+    __device__ __forceinline__ void load_tables(uint32_t table) {
         if constexpr (config::kIsFp8) {
-            // Seven bits: UE4M3 has no sign, and a byte that has one must not lead out of the table.
-            constexpr uint32_t kRows = 0x7F * kTableRowBytes;
-            static_assert(kTableRowBytes == 128, "the shifts below");
-            tables[0] = ptx::ld_shared_v2(table + (((scales << 7) & kRows) | copy));
-            tables[1] = ptx::ld_shared_v2(table + (((scales >> 1) & kRows) | copy));
+            tables[0] = ptx::ld_shared_v2(table + scales[0] * kTableRowBytes);
+            tables[1] = ptx::ld_shared_v2(table + scales[1] * kTableRowBytes);
         }
     }
 };
 
+// Word `w` of a unit (x, y: row g; z, w: row g + 8) to two of its A registers.
+__device__ __forceinline__ void decode_e4m3_word(const PackedUnit& unit, uint32_t w, uint32_t* a) {
+    const uint32_t words[4] = {unit.codes.x, unit.codes.y, unit.codes.z, unit.codes.w}, row = w / 2, step = w % 2;
+    decode_e4m3(words[w], unit.tables[row], a[4 * step + row], a[4 * step + row + 2]);
+}
+
 // Decodes a unit to A fragments: a[4 * step + register]. Registers 0 and 2 of a step are row g, registers 1 and 3 row g + 8.
 __device__ __forceinline__ void decode_unit(const PackedUnit& unit, uint32_t (&a)[kUnitRegisters]) {
-    const uint4& words = unit.codes;
     if constexpr (config::kIsFp8) {
-        decode_e4m3(words.x, unit.tables[0], a[0], a[2]);
-        decode_e4m3(words.z, unit.tables[1], a[1], a[3]);
-        decode_e4m3(words.y, unit.tables[0], a[4], a[6]);
-        decode_e4m3(words.w, unit.tables[1], a[5], a[7]);
+#pragma unroll
+        for (uint32_t w = 0; w < 4; ++w) decode_e4m3_word(unit, w, a);
     } else {
-        const uint32_t low = bf16_scale(unit.scales & 0xFF), high = bf16_scale(unit.scales >> 8);
+        const uint4& words = unit.codes;
+        const uint32_t low = bf16_scale(unit.scales[0]), high = bf16_scale(unit.scales[1]);
         decode_bf16(words.x, low, a[0], a[2], a[4], a[6]);
         decode_bf16(words.z, high, a[1], a[3], a[5], a[7]);
         decode_bf16(words.y, low, a[8], a[10], a[12], a[14]);

@@ -33,16 +33,16 @@ struct Scheduler {
         const uint32_t num_l1 = num_token_tiles() * config::kL1MTiles, num_l2 = num_token_tiles() * config::kL2MTiles;
         uint32_t expert = 0;
         for (uint32_t i = blockIdx.x; i < num_l1; i += gridDim.x) visit(tile_at<false>(i, expert));
-        expert = 0;
         // In L1's last round, when it is not full, `idle` blocks have no tile: they have time for `early` L2 tiles of experts that are
         // done. Nothing is done while there is only one round.
         const uint32_t last = num_l1 % gridDim.x, idle = num_l1 > gridDim.x && last > 0 ? gridDim.x - last : 0;
         const uint32_t early = idle * config::kL2TilesPerL1;
-        if (idle > 0 && blockIdx.x >= last) {
-            for (uint32_t i = blockIdx.x - last; i < min(early, num_l2); i += idle) visit(tile_at<true>(i, expert));
+        const uint32_t late = early + (idle > 0 ? blockIdx.x : (blockIdx.x + gridDim.x - last) % gridDim.x);  // the first one after those
+        expert = 0;
+        for (uint32_t i = idle > 0 && blockIdx.x >= last ? blockIdx.x - last : late; i < num_l2;) {
+            visit(tile_at<true>(i, expert));
+            i = i >= early ? i + gridDim.x : i + idle < early ? i + idle : late;
         }
-        const uint32_t place = idle > 0 ? blockIdx.x : (blockIdx.x + gridDim.x - last) % gridDim.x;
-        for (uint32_t i = early + place; i < num_l2; i += gridDim.x) visit(tile_at<true>(i, expert));
     }
 
     // Tile i of a layer; `expert` is that of an earlier tile, and becomes this one's.

@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
     } else {
         ptx::setmaxnreg_inc<config::kConsumerRegisters>();
         const uint32_t thread = threadIdx.x - config::kFirstConsumerThread;
-        roles::Consumer consumer{ctx, thread / 128, thread % 128, pipeline::RingCursor{}};
+        roles::Consumer consumer(ctx, thread);
         // Without the attribute the largest kernels call it, and MMAs do not run across calls.
         ctx.scheduler.for_each_tile([&](const Tile& tile) __attribute__((always_inline)) {
             if (tile.is_l2) {

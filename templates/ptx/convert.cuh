@@ -35,6 +35,17 @@ __device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t s
     return d;
 }
 
+// The upper half in both halves, by the multiplier (times 1.0 in f16): the ALU, where a shift would go, is what decoding waits for. For
+// halves that are no f16 infinity or NaN.
+__device__ __forceinline__ uint32_t high_halves(uint32_t pair) {
+    uint32_t d;
+    asm("{\n.reg .b16 low, high;\n.reg .b32 twice;\nmov.b32 {low, high}, %1;\nmov.b32 twice, {high, high};\n"
+        "mul.rn.f16x2 %0, twice, %2;\n}"
+        : "=r"(d)
+        : "r"(pair), "r"(0x3C003C00));
+    return d;
+}
+
 // (a & mask) | (b & ~mask) in one instruction.
 __device__ __forceinline__ uint32_t bit_select(uint32_t mask, uint32_t a, uint32_t b) {
     uint32_t d;

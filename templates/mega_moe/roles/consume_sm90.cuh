@@ -2,6 +2,7 @@
 #pragma once
 #include "mega_moe/roles/epilogue_l1_sm90.cuh"
 #include "mega_moe/roles/epilogue_l2_sm90.cuh"
+#include "mega_moe/roles/mma_pieces_sm90.cuh"
 #include "mega_moe/roles/mma_sm90.cuh"
 
 namespace roles {
@@ -16,7 +17,11 @@ __device__ __forceinline__ void finish_tile(Consumer& c, const mega_moe::Tile& t
     fetch_columns<kIsL2>(c, tile);
     for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
         Sums<kWidth> sums;
-        multiply_pass<kIsL2, kWidth>(c, sums);
+        if constexpr (config::kIsFp8 && kM64 == 1) {
+            multiply_pass_in_pieces<kIsL2, kWidth>(c, sums[0]);
+        } else {
+            multiply_pass<kIsL2, kWidth>(c, sums);
+        }
         if constexpr (kIsL2) {
             epilogue_l2<kWidth>(c, tile, pass, sums);
         } else {

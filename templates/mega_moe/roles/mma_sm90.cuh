@@ -10,7 +10,8 @@
 // core, then added to FP32 sums, in L2 times the stage's scale factors (one a token). With two 64-row tiles one's sums are promoted while
 // the other's are made; with one, the other warpgroup fills the gap.
 //
-// A tile of up to 64 tokens is one pass over its 256 weight rows; wider ones take two passes of 128 rows, for want of registers.
+// A tile of up to 64 tokens is one pass over its 256 weight rows; wider ones take two passes of 128 rows, for want of registers. Their
+// E4M3 sums are made piece by piece: mma_pieces_sm90.cuh.
 #pragma once
 #include "layout/gmma.cuh"
 #include "mega_moe/context_sm90.cuh"
@@ -31,14 +32,23 @@ struct Consumer {
     const mega_moe::Context& ctx;
     uint32_t warpgroup;  // 0 or 1
     uint32_t thread;     // in the warpgroup
+    // This lane's first codes and scales in a stage's weights, and its copy of the decode table in shared memory.
+    uint32_t codes, scales, table;
     pipeline::RingCursor cursor;
+
+    __device__ __forceinline__ Consumer(const mega_moe::Context& context, uint32_t consumer_thread)
+        : ctx(context), warpgroup(consumer_thread / 128), thread(ptx::keep(consumer_thread % 128)) {
+        const uint32_t first = warpgroup * (kM64 * mega_moe::kUnitsPerStage * 128) + thread;
+        codes = ptx::keep(first * 16), scales = ptx::keep(config::kStageCodeBytes + first * 2);
+        table = ptx::keep(ptx::smem_address(context.smem.decode_table) + thread % config::kTableCopies * 8);
+    }
 
     // Of this warpgroup's tile m in a pass: its number among the block's four, of which a warpgroup has two neighbours.
     __device__ __forceinline__ uint32_t m64(uint32_t pass, uint32_t m) const { return 2 * warpgroup + (kM64 == 2 ? m : pass); }
 
-    __device__ __forceinline__ void release(uint32_t stage) const {
+    __device__ __forceinline__ void release_if(bool condition, uint32_t stage) const {
         __syncwarp();
-        if (thread % 32 == 0) ptx::mbarrier_arrive(ptx::smem_address(&ctx.smem.ring.empty[stage]));
+        ptx::mbarrier_arrive_if(condition && thread % 32 == 0, ptx::smem_address(&ctx.smem.ring.empty[stage]));
     }
 };
 
@@ -75,25 +85,22 @@ __device__ __forceinline__ void tie(Fragments& fragments) {
 __device__ constexpr uint32_t job_m(uint32_t job) { return kM64 == 2 ? job : 0; }
 __device__ constexpr uint32_t job_unit(uint32_t job, uint32_t u) { return kM64 == 2 ? u : job; }
 
-// Starts the loads of both jobs of the stage that the cursor is at; their decode tables come in a second step, by their scales.
-__device__ __forceinline__ void load_codes(const Consumer& c, Work& work) {
-    const uint32_t weights = ptx::smem_address(c.ctx.smem.weights[c.cursor.stage]);
-    const uint32_t first = c.warpgroup * (kM64 * mega_moe::kUnitsPerStage * 128) + c.thread;  // of this warpgroup's units
+// Starts the loads of both jobs of a stage; their decode tables come in a second step, by their scales.
+__device__ __forceinline__ void load_codes(const Consumer& c, uint32_t stage, Work& work) {
+    const uint32_t weights = ptx::smem_address(c.ctx.smem.weights[stage]);
 #pragma unroll
     for (uint32_t job = 0; job < 2; ++job)
 #pragma unroll
         for (uint32_t u = 0; u < kJobUnits; ++u) {
-            const uint32_t unit = job_m(job) * mega_moe::kUnitsPerStage + job_unit(job, u);
-            work.packed[job][u].load_codes(weights, unit * (128 * 16) + first * 16, unit * (128 * 2) + first * 2);
+            work.packed[job][u].load_codes(weights + c.codes, weights + c.scales, job_m(job) * mega_moe::kUnitsPerStage + job_unit(job, u));
         }
 }
 
 __device__ __forceinline__ void load_tables(const Consumer& c, Work& work) {
-    const uint32_t table = ptx::smem_address(c.ctx.smem.decode_table), copy = c.thread % config::kTableCopies * 8;
 #pragma unroll
     for (uint32_t job = 0; job < 2; ++job)
 #pragma unroll
-        for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[job][u].load_tables(table, copy);
+        for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[job][u].load_tables(c.table);
 }
 
 template <uint32_t kJob>
@@ -134,19 +141,19 @@ __device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums
     ptx::wgmma_commit_group();
 }
 
-// Adds a stage's sums of one 64-row tile to the total, in L2 times the tokens' scale factors.
-template <bool kIsL2, uint32_t kWidth>
-__device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const float (&block)[kWidth / 2], float (&total)[kWidth / 2]) {
+// Adds a stage's sums of kNum / 2 columns, from `column` on, to the total, in L2 times the tokens' scale factors.
+template <bool kIsL2, uint32_t kNum>
+__device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, uint32_t column, const float (&sums)[kNum], float* total) {
 #pragma unroll
-    for (uint32_t r = 0; r < kWidth / 2; r += 4) {
+    for (uint32_t r = 0; r < kNum; r += 4) {
         // Registers r % 2 are neighbouring columns, r / 4 the group of 8.
         if constexpr (kIsL2) {
-            const float2 sf = *reinterpret_cast<const float2*>(&c.ctx.smem.acts_sf[stage][r * 2 + c.thread % 4 * 2]);
-            total[r] = fmaf(block[r], sf.x, total[r]), total[r + 1] = fmaf(block[r + 1], sf.y, total[r + 1]);
-            total[r + 2] = fmaf(block[r + 2], sf.x, total[r + 2]), total[r + 3] = fmaf(block[r + 3], sf.y, total[r + 3]);
+            const float2 sf = *reinterpret_cast<const float2*>(&c.ctx.smem.acts_sf[stage][column + r * 2 + c.thread % 4 * 2]);
+            total[r] = fmaf(sums[r], sf.x, total[r]), total[r + 1] = fmaf(sums[r + 1], sf.y, total[r + 1]);
+            total[r + 2] = fmaf(sums[r + 2], sf.x, total[r + 2]), total[r + 3] = fmaf(sums[r + 3], sf.y, total[r + 3]);
         } else {
 #pragma unroll
-            for (uint32_t i = r; i < r + 4; ++i) total[i] += block[i];
+            for (uint32_t i = r; i < r + 4; ++i) total[i] += sums[i];
         }
     }
 }
@@ -167,34 +174,32 @@ __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWi
         ptx::wgmma_wait_group<0>();
         tie(work.fragments[1]);
         tie(block[0]);
-        promote<kIsL2, kWidth>(c, work.previous, block[0], total[0]);
+        promote<kIsL2>(c, work.previous, 0, block[0], total[0]);
     }
     multiply<kWidth, 0>(c, stage, sums, work.fragments[0]);
+    c.cursor.advance();
+    const bool is_full = pipeline::try_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
     if constexpr (!config::kIsFp8 || kStaggers) {
         ptx::wgmma_wait_group<1>();  // the last stage's second job
         tie(work.fragments[1]);
     }
     if constexpr (kStaggers) {
         tie(block[kM64 - 1]);
-        promote<kIsL2, kWidth>(c, work.previous, block[kM64 - 1], total[kM64 - 1]);
+        promote<kIsL2>(c, work.previous, 0, block[kM64 - 1], total[kM64 - 1]);
     }
-    if (!is_first) c.release(work.previous);
+    c.release_if(!is_first, work.previous);
     decode<1>(work);
     work.previous = stage;
-    c.cursor.advance();
-    // Narrow tiles wait for memory: the next stage's loads are on their way while MMAs are issued. Wide ones wait for MMAs: those first.
-    if constexpr (kM64 == 1) multiply<kWidth, 1>(c, stage, sums, work.fragments[1]);
-    if (!is_last) {
-        wait_stage(c);
-        load_codes(c, work);
-    }
-    if constexpr (kM64 == 2) multiply<kWidth, 1>(c, stage, sums, work.fragments[1]);
-    if (!is_last) load_tables(c, work);
+    // After the last stage the same one's are loaded again: a branch around loads would wait for them where it ends.
+    if (!is_last) pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
+    load_codes(c, is_last ? stage : __shfl_sync(~0u, c.cursor.stage, 0), work);
+    multiply<kWidth, 1>(c, stage, sums, work.fragments[1]);
+    load_tables(c, work);
     ptx::wgmma_wait_group<1>();  // the first job
     tie(work.fragments[0]);
     if constexpr (kStaggers) {
         tie(block[0]);
-        promote<kIsL2, kWidth>(c, stage, block[0], total[0]);
+        promote<kIsL2>(c, stage, 0, block[0], total[0]);
     }
 }
 
@@ -207,7 +212,7 @@ __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) 
     Sums<kWidth> block;
     zero<kWidth>(block);  // what is promoted before there is a sum
     wait_stage(c);
-    load_codes(c, work);
+    load_codes(c, c.cursor.stage, work);
     load_tables(c, work);
     work.previous = c.cursor.stage;
     for (uint32_t k = 0; k < kStages; ++k) multiply_stage<kIsL2, kWidth>(c, work, block, total, k == 0, k + 1 == kStages);
@@ -217,12 +222,12 @@ __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) 
     for (uint32_t m = kStaggers ? 1 : 0; m < kM64; ++m) {
         if constexpr (config::kIsFp8) {
             tie(block[m]);
-            promote<kIsL2, kWidth>(c, work.previous, block[m], total[m]);
+            promote<kIsL2>(c, work.previous, 0, block[m], total[m]);
         } else {
             tie(total[m]);
         }
     }
-    c.release(work.previous);
+    c.release_if(true, work.previous);
 }
 
 }  // namespace roles
