@@ -44,14 +44,14 @@ __device__ __forceinline__ void drain(const comm::Watchdog& watchdog, RingBarrie
     for (uint32_t i = 0; i < config::kNumStages; ++i, cursor.advance()) wait_empty(watchdog, barriers, cursor);
 }
 
-// Consumer: starts to look whether the stage's data is there; wait_full can take the answer later.
-__device__ __forceinline__ bool try_full(RingBarriers& barriers, const RingCursor& cursor) {
-    return ptx::mbarrier_try_wait_parity(ptx::smem_address(&barriers.full[cursor.stage]), cursor.phase);
+// Consumer: looks whether the stage's data is there; wait_full can take the answer later.
+__device__ __forceinline__ bool is_full(RingBarriers& barriers, const RingCursor& cursor) {
+    return ptx::mbarrier_test_wait_parity(ptx::smem_address(&barriers.full[cursor.stage]), cursor.phase);
 }
 
 // Consumer: waits until the stage's data is there.
-__device__ __forceinline__ void wait_full(const comm::Watchdog& watchdog, RingBarriers& barriers, const RingCursor& cursor, bool is_full = false) {
-    if (is_full) return;
+__device__ __forceinline__ void wait_full(const comm::Watchdog& watchdog, RingBarriers& barriers, const RingCursor& cursor, bool is_known_full = false) {
+    if (is_known_full) return;
     comm::wait_barrier(watchdog, ptx::smem_address(&barriers.full[cursor.stage]), cursor.phase, comm::WaitFor::kStageFull, cursor.stage);
 }
 

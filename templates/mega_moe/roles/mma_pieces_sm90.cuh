@@ -77,7 +77,7 @@ __device__ __forceinline__ void multiply_pieces(Consumer& c, uint32_t stage, Pie
     multiply_piece<kWidth, kPiece>(c, stage, work, fragments);
     if constexpr (kPiece == 0) {
         c.cursor.advance();
-        is_full = pipeline::try_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
+        is_full = pipeline::is_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
         promote_piece<kIsL2, kWidth, kPieces - 1, 1>(c, work.previous, work, total);
 #pragma unroll
         for (uint32_t r = 0; r < kStageRegisters; ++r) ptx::tie(next[r]);  // its MMAs are done: the next stage's weights may come

@@ -178,7 +178,7 @@ __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWi
     }
     multiply<kWidth, 0>(c, stage, sums, work.fragments[0]);
     c.cursor.advance();
-    const bool is_full = pipeline::try_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
+    const bool is_full = pipeline::is_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
     if constexpr (!config::kIsFp8 || kStaggers) {
         ptx::wgmma_wait_group<1>();  // the last stage's second job
         tie(work.fragments[1]);
