@@ -44,7 +44,10 @@ MIN_AMAX = 1e-10  # least maximum that a scale is made for: keeps scales of all-
 NVFP4_GRAN_K = 16
 MX_GRAN_K = 32
 FP8_GRAN_K = 128
-_NVFP4_RANGE = E4M3_MAX * E2M1_MAX  # 2688: largest value over global_scale
+# A block keeps its row's foreseen scale down to this maximum: most bits of its values then still lie above 2^-6, E4M3's
+# smallest normal number.
+LEAST_FORESEEN = 0.25
+NVFP4_MAX = E4M3_MAX * E2M1_MAX  # 2688: largest value over global_scale
 
 
 class QuantFormat(Enum):
@@ -192,7 +195,7 @@ def quantize_to_nvfp4(
     elif isinstance(global_scale, float | int):
         scale = torch.tensor(float(global_scale), dtype=torch.float32, device=x.device)
     elif global_scale in ("tensor", "token"):
-        scale = true_quotient(_amax(x32, None if global_scale == "tensor" else -1).clamp(min=min_amax), _NVFP4_RANGE)
+        scale = true_quotient(_amax(x32, None if global_scale == "tensor" else -1).clamp(min=min_amax), NVFP4_MAX)
     else:
         raise ArgumentError(
             f"global_scale={global_scale!r} is unknown. Use 'tensor', 'token', a number or a float32 tensor."
@@ -219,7 +222,7 @@ def quantize_weight_to_nvfp4(w: Tensor) -> QuantizedTensor:
         raise ArgumentError(f"w has shape {list(w.shape)}, but [..., N, K] is needed. Add the row dimension.")
     w32 = _input(w, packed=True)
     amax = _amax(w32, (-2, -1)) if w32.numel() else w32.new_zeros(w32.shape[:-2])
-    return _to_nvfp4(w32, true_quotient(amax.clamp(min=MIN_AMAX), _NVFP4_RANGE))
+    return _to_nvfp4(w32, true_quotient(amax.clamp(min=MIN_AMAX), NVFP4_MAX))
 
 
 def _mx_scale(blocks: Tensor, element_max: float, rounding: Literal["ceil", "floor"], min_amax: float) -> Tensor:
@@ -267,12 +270,17 @@ def quantize_to_mxfp8(
     )
 
 
-def quantize_to_fp8(x: Tensor, *, gran_k: int | None = None, min_amax: float = MIN_AMAX) -> QuantizedTensor:
+def quantize_to_fp8(
+    x: Tensor, *, gran_k: int | None = None, min_amax: float = MIN_AMAX, foreseen: Tensor | None = None
+) -> QuantizedTensor:
     """Quantise x [..., K] to E4M3 with a float32 scale for each row (gran_k None) or each 128 values of it.
 
     `s = max(amax, min_amax) / 448`, then `codes = e4m3(x * (1 / s))`: quotient, reciprocal and product are each rounded
     to float32, as the staging kernel and the L1 epilogue of sm_90a do.
     Error: |dequantised - x| <= max(|x| / 17, s * 2^-10).
+
+    `foreseen` float32 [...] (gran_k 128 only) has a scale for each row, a power of two, that all blocks take whose
+    largest magnitude is zero or lies in LEAST_FORESEEN .. 448 times it; others have s as above.
     """
     if gran_k not in (None, FP8_GRAN_K):
         raise ArgumentError(f"gran_k={gran_k} has no FP8 format here. Use None (one scale a row) or {FP8_GRAN_K}.")
@@ -282,7 +290,12 @@ def quantize_to_fp8(x: Tensor, *, gran_k: int | None = None, min_amax: float = M
         codes = encode_e4m3(x32 * (1.0 / sf).unsqueeze(-1))
         return QuantizedTensor(codes=codes, sf=sf, format=QuantFormat.FP8_TOKEN)
     blocks = _blocks(x32, gran_k)
-    sf = true_quotient(_amax(blocks).clamp(min=min_amax), E4M3_MAX)
+    amax = _amax(blocks)
+    sf = true_quotient(amax.clamp(min=min_amax), E4M3_MAX)
+    if foreseen is not None:
+        rows = foreseen.float().unsqueeze(-1)
+        fits = (amax == 0) | ((amax >= LEAST_FORESEEN * rows) & (amax <= E4M3_MAX * rows))
+        sf = torch.where(fits, rows, sf)
     codes = encode_e4m3(blocks * (1.0 / sf).unsqueeze(-1)).view(torch.uint8)
     return QuantizedTensor(
         codes=_unblock(codes, x32.shape[-1]).view(torch.float8_e4m3fn), sf=sf, format=QuantFormat.FP8_BLOCK

@@ -31,7 +31,7 @@ from megamoe_jit.runtime.symmetric import SymmBuffer
 from megamoe_jit.runtime.tensormap import Swizzle, TensorMap, tensor_map_for
 
 _LONGEST_NS = 2**62  # a century and a half
-_CALL = struct.Struct("<13QIIIIf")  # l1_weights .. routed_scaling_factor
+_CALL = struct.Struct("<14QIIIIf")  # l1_weights .. routed_scaling_factor
 _SOURCE = struct.Struct("<5QII")  # x .. num_tokens
 
 
@@ -186,7 +186,7 @@ class MoePlan:
             return
         check_weights(l1, l2, self.buffer, self.problem.activation)
         self._weights = (l1, l2)
-        self._weight_memory = (l1.data, l2.data, l1.alphas, l2.alphas, l1.bias, l2.bias)
+        self._weight_memory = (l1.data, l2.data, l1.alphas, l2.alphas, l1.bias, l2.bias, l1.forecast)
         self._addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in self._weight_memory)
 
     def run(

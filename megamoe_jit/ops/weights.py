@@ -48,7 +48,7 @@ class TransformedWeights:
         bias: float32 [E, rows of all branches after padding], in checkpoint order, zeros in the padding; or None.
         sf_shift: int32 [E, branches] or None: block scales were divided by 2^sf_shift to become UE4M3.
         plain_alphas: `alphas` without that factor, where there is one, so that the inverse is exact; else None.
-        forecast: float32 [E, 4] for an L1 whose results become NVFP4 activations, else None: sizes that their scale is
+        forecast: float32 [E, 4] for an L1 of recipe nvfp4_nvfp4 or fp8_*, else None: sizes that its results' scale is
             foreseen from, gate norm, up norm, gate bias, up bias (reference/forecast.py has the formula).
     """
 
@@ -370,7 +370,7 @@ def _transform(
         bias=bias,
         sf_shift=shift,
         plain_alphas=plain_alphas if rounds_products else None,
-        forecast=_acts_forecast(matrix, layout) if foresees else None,
+        forecast=_acts_forecast(matrix, layout, recipe.checkpoint) if foresees else None,
     )
 
 
@@ -383,16 +383,17 @@ def _in_kernel_shape(layer: Layer, alphas: Tensor) -> Tensor:
 _SQUARES = (0.0, 0.25, 1.0, 2.25, 4.0, 9.0, 16.0, 36.0) * 2
 
 
-def _acts_forecast(matrix: _Matrix, layout: WeightLayout) -> Tensor:
+def _acts_forecast(matrix: _Matrix, layout: WeightLayout, checkpoint: Checkpoint) -> Tensor:
     """Return float32 [E, 4]: root mean square row length (alpha included) of gate and up, then of their biases."""
     device, branches = matrix.codes.device, layout.branches
     squares = torch.tensor(_SQUARES, device=device)
     pairs = (squares[None, :] + squares[:, None]).flatten()  # by byte
     sizes = torch.zeros(matrix.codes.shape[0], 2, 2, dtype=torch.float64, device=device)
     for expert, codes in enumerate(matrix.codes):
-        groups = pairs[codes.int()].view(codes.shape[0], -1, 8).sum(-1)
-        sf = decode_ue4m3(matrix.sf[expert].view(torch.uint8)).square()
-        rows = (groups * sf).sum(-1, dtype=torch.float64)
+        sf = matrix.sf[expert].view(torch.uint8)
+        groups = pairs[codes.int()].view(*sf.shape, -1).sum(-1)
+        scales = decode_ue4m3(sf).double() if checkpoint == "nvfp4" else torch.exp2(sf.double() - 127)
+        rows = (groups * scales.square()).sum(-1)
         sizes[expert, 0] = rows.view(branches, -1).mean(-1).sqrt() * matrix.alphas[expert].double()
     if matrix.bias is not None:
         sizes[:, 1] = matrix.bias.double().square().view(len(sizes), branches, -1).mean(-1).sqrt()

@@ -51,13 +51,15 @@ MEGA_MOE_PARAMS = ParamBlock(
             "routed_weights",
             "rows_ready",
             "l1_done",
+            "has_own_sf",
             "l2_done",
             "exited",
             "error_record",
             "timeout_ns",
         ),
         # From here on each call has its own.
-        *("l1_weights", "l2_weights", "l1_alphas", "l2_alphas", "l1_bias", "l2_bias", "recv_stats", "y", "y_stride"),
+        *("l1_weights", "l2_weights", "l1_alphas", "l2_alphas", "l1_bias", "l2_bias", "forecast"),
+        *("recv_stats", "y", "y_stride"),
         *("x", "x_stride_bytes", "topk_idx", "topk_weights"),
     ),
     words=(

@@ -76,7 +76,7 @@ class Recipe:
 
 
 _E4M3_TOKEN = Operand(element=Element.E4M3, sf_type=ScaleType.FP32)
-_E4M3_128 = Operand(element=Element.E4M3, sf_type=ScaleType.FP32, gran_k=128)
+_E4M3_L2_ACTS = Operand(element=Element.E4M3, sf_type=ScaleType.FP32, gran_k=128, row_scale="a power of two")
 _BF16 = Operand(element=Element.BF16)
 _NVFP4 = Operand(element=Element.E2M1, sf_type=ScaleType.UE4M3, gran_k=16)
 _NVFP4_ACTS = Operand(element=Element.E2M1, sf_type=ScaleType.UE4M3, gran_k=16, row_scale="fp32")
@@ -137,7 +137,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="fp8_nvfp4",
             l1_acts=_E4M3_TOKEN,
-            l2_acts=_E4M3_128,
+            l2_acts=_E4M3_L2_ACTS,
             checkpoint="nvfp4",
             weights=Operand(element=Element.E4M3),
             mma="wgmma e4m3 with decoded weights in registers",
@@ -159,7 +159,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="fp8_mxfp4",
             l1_acts=_E4M3_TOKEN,
-            l2_acts=_E4M3_128,
+            l2_acts=_E4M3_L2_ACTS,
             checkpoint="mxfp4",
             weights=Operand(element=Element.E4M3),
             mma="wgmma e4m3 with decoded weights in registers",

@@ -13,6 +13,9 @@ from megamoe_jit.recipes.params import MEGA_MOE_PARAMS, STAGING_PARAMS
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.recipe import Element, Recipe
 
+# The foreseen scale of L1's results (reference/forecast.py): a token's values are about its largest one over 4, and
+# blocks of 128 results come to 16 .. 32; a block keeps the scale down to the last (formats/block_scaled.py).
+_FORECAST_RMS, _FORECAST_FACTOR, _LEAST_FORESEEN = 448 / 4, 1 / 4, 1 / 4
 ACTIVATION_CODES = {"swiglu": 0, "gelu": 1, "relu2": 2}
 MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this maximum: no division by zero
 SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
@@ -25,7 +28,7 @@ _WIDTH_STEP = 64  # of the MMAs of wide tiles, for those that are not full
 # 2.4 % of codes for 128, 256, 512, which is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3.
 _BLOCK_M, _BLOCK_K = 256, 128
 _NUM_CONSUMER_WARPGROUPS = 2
-_LOADER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
+_LOADER_REGISTERS, _CONSUMER_REGISTERS = 24, 240
 _MAX_STAGES = 8
 _TABLE_COPIES = 8  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
@@ -109,6 +112,7 @@ class Sm90Shapes:
             ("routed_weights", self.pool_rows * 4, 1024),
             ("rows_ready", max_token_tiles * 4, 1024),
             ("l1_done", max_token_tiles * 4, 16),
+            ("has_own_sf", max_token_tiles * 4, 16),
             ("l2_done", 4, 16),
             ("exited", 4, 16),
         )
@@ -202,9 +206,10 @@ class Sm90Config:
             ("out", self._out_bytes, 128),
             ("acts_sf", s * n * 4, 16),
             ("decode_table", self._decode_table_rows * _TABLE_COPIES * 8, 128),
-            ("columns", _NUM_CONSUMER_WARPGROUPS * round_up(8 * n + 8, 16), 16),
+            ("columns", _NUM_CONSUMER_WARPGROUPS * round_up(12 * n + 24, 16), 16),
             ("inverse_scale", n * 4, 16),
             ("amax", n * 4, 4),
+            ("has_own_sf", s * 4, 4),
             ("is_last", 4, 4),
             ("schedule", schedule_bytes, 4),
             ("ring", 2 * s * 8, 8),
@@ -282,6 +287,9 @@ class Sm90Config:
             "clamp": float(clamp if clamp is not None else 0.0),
             "fast_math": p.fast_math,
             "min_amax": MIN_AMAX,
+            "forecast_rms": float(_FORECAST_RMS),
+            "forecast_factor": float(_FORECAST_FACTOR),
+            "least_foreseen": float(_LEAST_FORESEEN),
         }
 
     def template_values(self) -> Mapping[str, object]:

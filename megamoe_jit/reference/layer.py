@@ -105,12 +105,18 @@ class Layer:
         return accum if self.l1_bias is None else accum + self.l1_bias[expert]
 
     def foresee_acts_scale(
-        self, token_scale: Tensor, l1: Tensor, expert: int, activation: ActivationSpec, weight: Tensor | None
+        self,
+        token_scale: Tensor,
+        l1: Tensor,
+        expert: int,
+        activation: ActivationSpec,
+        weight: Tensor | None,
+        element_max: float,
     ) -> Tensor:
         """Return float32 [T]: the scale of these tokens' activations at `expert`, whose L1 values are `l1`."""
         alphas = l1.new_ones(len(l1)) if self.l1_row_alphas is None else self.l1_row_alphas[expert]
         bias = None if self.l1_bias is None else self.l1_bias[expert]
-        return foresee_acts_scale(token_scale, l1, alphas, bias, activation, weight)
+        return foresee_acts_scale(token_scale, l1, alphas, bias, activation, weight, element_max=element_max)
 
 
 def _prepare(weights: MoeWeights, points: RoundingPoints) -> MoeWeights:

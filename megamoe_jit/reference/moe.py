@@ -10,12 +10,15 @@ from torch import Tensor
 from megamoe_jit.errors import ArgumentError
 from megamoe_jit.formats.activation import ActivationSpec
 from megamoe_jit.formats.block_scaled import (
+    NVFP4_MAX,
+    QuantFormat,
     QuantizedTensor,
     quantize_to_fp8,
     quantize_to_mxfp4,
     quantize_to_mxfp8,
     quantize_to_nvfp4,
 )
+from megamoe_jit.formats.fp8 import E4M3_MAX
 from megamoe_jit.formats.moe_weights import MoeWeights
 from megamoe_jit.formats.rounding import round_to_bfloat16
 from megamoe_jit.reference.gemm import gemm_reference
@@ -23,6 +26,7 @@ from megamoe_jit.reference.layer import FloatWeights, Layer
 from megamoe_jit.reference.rounding_points import ActsRounding, RoundingPoints, rounding_points
 from megamoe_jit.reference.routing import expert_counts, is_local
 
+_FORESEEN_MAX = {"nvfp4_foreseen": NVFP4_MAX, "fp8_foreseen": E4M3_MAX}
 _CHUNK_ELEMENTS = 1 << 26  # float64 elements of one intermediate tensor that are held at a time
 
 
@@ -84,7 +88,7 @@ def round_acts(
 ) -> tuple[Tensor, QuantizedTensor | None]:
     """Return float64 values [N, K] as the next GEMM reads them, and their codes where they are quantised.
 
-    `scale` float32 [N] is the global scale of each row, for "nvfp4_static" and "nvfp4_foreseen" only.
+    `scale` float32 [N] is the global scale of each row, for "nvfp4_static", "nvfp4_foreseen" and "fp8_foreseen" only.
     """
     if rounding is None:
         return values.to(torch.float64), None
@@ -94,6 +98,8 @@ def round_acts(
         quantized = quantize_to_fp8(values)
     elif rounding == "fp8_128":
         quantized = quantize_to_fp8(values, gran_k=128)
+    elif rounding == "fp8_foreseen":
+        quantized = quantize_to_fp8(values, gran_k=128, foreseen=_needed(scale, rounding))
     elif rounding == "mxfp8":
         quantized = quantize_to_mxfp8(values)
     elif rounding == "mxfp4":
@@ -101,19 +107,27 @@ def round_acts(
     elif rounding == "nvfp4_token":
         quantized = quantize_to_nvfp4(values, global_scale="token")
     elif rounding in ("nvfp4_static", "nvfp4_foreseen"):
-        if scale is None:
-            raise ArgumentError(
-                f"rounding {rounding!r} got no scale, but one for each row is needed. Pass l2_act_scales float32 [E] "
-                "for 'nvfp4_static', and use 'nvfp4_foreseen' for l2_acts only."
-            )
-        quantized = quantize_to_nvfp4(values, global_scale=scale)
+        quantized = quantize_to_nvfp4(values, global_scale=_needed(scale, rounding))
     else:
         raise ArgumentError(f"activation rounding {rounding!r} is unknown. See RoundingPoints for those there are.")
     return quantized.dequantize(torch.float64), quantized
 
 
-def _token_scales(x: Tensor, l1_acts: QuantizedTensor | None) -> Tensor:
-    """Return the NVFP4 scale of each token, also where the tokens themselves are not rounded."""
+def _needed(scale: Tensor | None, rounding: str) -> Tensor:
+    if scale is None:
+        raise ArgumentError(
+            f"rounding {rounding!r} got no scale, but one for each row is needed. Pass l2_act_scales float32 [E] "
+            "for 'nvfp4_static', and use 'nvfp4_foreseen' and 'fp8_foreseen' for l2_acts only."
+        )
+    return scale
+
+
+def _token_scales(x: Tensor, l1_acts: QuantizedTensor | None, element_max: float) -> Tensor:
+    """Return amax / element_max of each token as its own scale, also where the tokens themselves are not rounded."""
+    if element_max == E4M3_MAX:
+        if l1_acts is None or l1_acts.format is not QuantFormat.FP8_TOKEN:
+            l1_acts = quantize_to_fp8(x)
+        return l1_acts.sf
     if l1_acts is not None and l1_acts.global_scale is not None:
         return l1_acts.global_scale
     scale = quantize_to_nvfp4(x, global_scale="token").global_scale
@@ -214,10 +228,11 @@ def moe_reference(
             if before:
                 hidden = hidden * topk_weight
             scale = None if l2_act_scales is None else l2_act_scales[expert].float().expand(len(chunk))
-            if points.l2_acts == "nvfp4_foreseen":
-                token_scale = _token_scales(x, l1_acts)[chunk // num_topk]
+            if points.l2_acts in _FORESEEN_MAX:
+                element_max = _FORESEEN_MAX[points.l2_acts]
+                token_scale = _token_scales(x, l1_acts, element_max)[chunk // num_topk]
                 weight = flat_weights[chunk] if before else None
-                scale = layer.foresee_acts_scale(token_scale, l1, expert, spec, weight)
+                scale = layer.foresee_acts_scale(token_scale, l1, expert, spec, weight, element_max)
             rounded, l2_acts = round_acts(hidden, points.l2_acts, scale)
             result = gemm_reference(rounded, l2) * layer.l2_alphas[expert]
             if layer.l2_bias is not None:

@@ -26,7 +26,9 @@ __device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBa
 // Every counter that a call used, back to zero: the last block's consumers call it.
 __device__ __forceinline__ void reset_counters(const Context& ctx, uint32_t consumer_thread) {
     const Params& params = ctx.params;
-    for (uint32_t i = consumer_thread; i < ctx.scheduler.num_token_tiles(); i += kNumConsumerThreads) params.rows_ready[i] = 0, params.l1_done[i] = 0;
+    for (uint32_t i = consumer_thread; i < ctx.scheduler.num_token_tiles(); i += kNumConsumerThreads) {
+        params.rows_ready[i] = 0, params.l1_done[i] = 0, params.has_own_sf[i] = 0;
+    }
     if (consumer_thread == 0) *params.l2_done = 0, *params.exited = 0;
 }
 

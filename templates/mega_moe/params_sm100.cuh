@@ -3,15 +3,10 @@
 #include "comm/peers.cuh"
 #include "comm/wait.cuh"
 #include "config.cuh"
+#include "mega_moe/forecast.cuh"
 #include "types.cuh"
 
 namespace mega_moe {
-
-// Sizes that L1's results are foreseen from, for one expert (ops/weights.py): see epilogue_l1_sm100.cuh.
-struct ActsForecast {
-    float gate_norm, up_norm;  // root mean square of a weight row's length, alpha included
-    float gate_bias, up_bias;  // root mean square of the biases, and what the activation adds to up
-};
 
 struct Params {
     comm::PeerTable peers;

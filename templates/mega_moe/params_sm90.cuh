@@ -3,6 +3,7 @@
 #include "comm/peers.cuh"
 #include "comm/wait.cuh"
 #include "config.cuh"
+#include "mega_moe/forecast.cuh"
 #include "types.cuh"
 
 namespace mega_moe {
@@ -14,12 +15,13 @@ struct Params {
     // Pool rows are routed rows, expert by expert; each token tile has kBlockN of its own.
     uint8_t* tokens;         // [pool rows][kHiddenK], K in token order
     uint8_t* acts;           // [pool rows][kIntermediatePadded], K in token order
-    float* acts_sf;          // [kIntermediatePadded / 128][pool rows]
+    float* acts_sf;          // [kIntermediatePadded / 128][pool rows] (E4M3)
     uint32_t* routed;        // [pool rows]: token * top-k + slot
     float* routed_sf;        // [pool rows]: the token's scale (E4M3)
     float* routed_weights;   // [pool rows]: the slot's top-k weight
     uint32_t* rows_ready;    // [token tiles]: rows that dispatch has brought
     uint32_t* l1_done;       // [token tiles]: finished L1 tiles
+    uint32_t* has_own_sf;    // [token tiles]: not every block of 128 has its token's foreseen scale (E4M3)
     uint32_t* l2_done;       // [1]: finished L2 tiles of all experts
     uint32_t* exited;        // [1]: blocks that need no counter any more
     comm::ErrorRecord* error_record;
@@ -31,6 +33,7 @@ struct Params {
     const float* l2_alphas;  // [experts]
     const float* l1_bias;    // [experts][kL1Halves * kIntermediatePadded] or null
     const float* l2_bias;    // [experts][kHiddenPadded] or null
+    const ActsForecast* forecast;  // [experts] (E4M3)
     // The call.
     int32_t* recv_stats;     // [experts], added to, or null
     uint16_t* y;             // [num_tokens][hidden] bf16, rows y_stride apart

@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
     if constexpr (config::kIsFp8) fill_decode_table(smem.decode_table);
     if (threadIdx.x < config::kBlockN) {
         smem.amax[threadIdx.x] = 0;
-        for (Columns& columns : smem.columns) columns.factor[threadIdx.x] = 0.0f;  // of columns that no tile has filled yet
+        for (Columns& columns : smem.columns) columns.factor[threadIdx.x] = columns.scale[threadIdx.x] = 0.0f;  // of columns that no tile has filled yet
     }
     roles::dispatch(params, smem.schedule);
     __syncthreads();

@@ -1,6 +1,7 @@
 // Shared memory of the sm_90a kernel. Python plans the same struct (recipes/sm90.py) and the assert below ties the two.
 #pragma once
 #include "config.cuh"
+#include "mega_moe/forecast.cuh"
 #include "mega_moe/schedule_sm90.cuh"
 #include "pipeline/ring.cuh"
 #include "types.cuh"
@@ -9,8 +10,10 @@ namespace mega_moe {
 
 // Of the columns of a warpgroup's tile.
 struct alignas(16) Columns {
+    ActsForecast forecast;           // of the tile's expert (E4M3)
     float factor[config::kBlockN];   // x's scale (L1), the top-k weight (L2)
     uint32_t slot[config::kBlockN];  // token * top-k + slot (L2)
+    float scale[config::kBlockN];    // L2, E4M3: x's scale, then alpha times what the column's activations were divided by
     float alpha[2];                  // of the tile: gate and up (L1), down (L2)
 };
 
@@ -24,6 +27,7 @@ struct SharedStorage {
     Columns columns[config::kNumConsumerWarpgroups];
     alignas(16) float inverse_scale[config::kBlockN];        // by column: one over the block's scale factor
     uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude, zero between blocks
+    uint32_t has_own_sf[config::kNumStages];                 // L2: the stage's tile has scale factors of its own, in acts_sf
     uint32_t is_last;                                        // cleanup: this block is the last to leave
     Schedule schedule;
     alignas(8) pipeline::RingBarriers ring;

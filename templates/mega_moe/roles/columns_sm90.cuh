@@ -22,6 +22,7 @@ __device__ __forceinline__ void fetch_columns(const Consumer& c, const mega_moe:
         if constexpr (kIsL2) {
             ptx::cp_async_4(ptx::smem_address(&columns.slot[column]), params.routed + row);
             ptx::cp_async_4(ptx::smem_address(&columns.factor[column]), params.routed_weights + row);
+            if constexpr (config::kIsFp8) ptx::cp_async_4(ptx::smem_address(&columns.scale[column]), params.routed_sf + row);
         } else if constexpr (config::kHasTokenScales) {
             ptx::cp_async_4(ptx::smem_address(&columns.factor[column]), params.routed_sf + row);
         }
@@ -29,6 +30,9 @@ __device__ __forceinline__ void fetch_columns(const Consumer& c, const mega_moe:
     if (c.thread < (kIsL2 ? 1 : 2)) {
         const float* alphas = kIsL2 ? params.l2_alphas + tile.expert : params.l1_alphas + 2 * tile.expert;
         ptx::cp_async_4(ptx::smem_address(&columns.alpha[c.thread]), alphas + c.thread);
+    }
+    if constexpr (config::kIsFp8) {
+        if (c.thread < 4) ptx::cp_async_4(ptx::smem_address(&columns.forecast) + 4 * c.thread, reinterpret_cast<const float*>(params.forecast + tile.expert) + c.thread);
     }
 }
 

@@ -9,25 +9,34 @@ namespace roles {
 
 // By the narrowest MMA that holds the tile's tokens. Sums do not leave the instance of their width: where instances of several
 // widths meet, their accumulators would have to meet in the same registers.
-template <bool kIsL2, uint32_t kWidth = config::kBlockN>
-__device__ __forceinline__ void finish_tile(Consumer& c, const mega_moe::Tile& tile) {
-    if constexpr (kWidth > config::kMinWidth) {
-        if (tile.width < kWidth) return finish_tile<kIsL2, kWidth - config::kWidthStep>(c, tile);
+template <bool kIsL2, bool kHasOwnSf, uint32_t kWidth>
+__device__ __forceinline__ void finish_width(Consumer& c, const mega_moe::Tile& tile) {
+    if constexpr (kWidth > config::kMinWidth && !kHasOwnSf) {
+        if (tile.width < kWidth) return finish_width<kIsL2, kHasOwnSf, kWidth - config::kWidthStep>(c, tile);
     }
-    fetch_columns<kIsL2>(c, tile);
     for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
         Sums<kWidth> sums;
         if constexpr (config::kIsFp8 && kM64 == 1) {
-            multiply_pass_in_pieces<kIsL2, kWidth>(c, sums[0]);
+            multiply_pass_in_pieces<kIsL2, kHasOwnSf, kWidth>(c, sums[0]);
         } else {
-            multiply_pass<kIsL2, kWidth>(c, sums);
+            multiply_pass<kIsL2, kHasOwnSf, kWidth>(c, sums);
         }
         if constexpr (kIsL2) {
-            epilogue_l2<kWidth>(c, tile, pass, sums);
+            epilogue_l2<kWidth, kHasOwnSf>(c, tile, pass, sums);
         } else {
             epilogue_l1<kWidth>(c, tile, pass, sums);
         }
     }
+}
+
+template <bool kIsL2>
+__device__ __forceinline__ void finish_tile(Consumer& c, const mega_moe::Tile& tile) {
+    fetch_columns<kIsL2>(c, tile);
+    if constexpr (kIsL2 && config::kIsFp8) {
+        // Seldom: one instance is enough, the widest.
+        if (c.ctx.smem.has_own_sf[c.cursor.stage] != 0) return finish_width<kIsL2, true, config::kBlockN>(c, tile);
+    }
+    finish_width<kIsL2, false, config::kBlockN>(c, tile);
 }
 
 }  // namespace roles

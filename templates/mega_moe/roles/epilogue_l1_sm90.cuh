@@ -1,6 +1,6 @@
 // Role: L1 epilogue (the consumer warpgroups, after mma)
 // Waits for:  nothing beyond the tile's sums
-// Produces:   activation(sums) in the pool, E4M3 with one scale factor per (token, 128 values) or BF16, in token order of K; counts the
+// Produces:   activation(sums) in the pool, E4M3 with the scale foreseen for the token or one of the block of 128, or BF16, in token order of K; counts the
 //             tile in l1_done
 // Registers:  config::kConsumerRegisters
 //
@@ -24,7 +24,7 @@ template <uint32_t kWidth, uint32_t kBlock>
 __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums, Values<kWidth>& value) {
     const mega_moe::Params& params = c.ctx.params;
     const mega_moe::Columns& columns = columns_of(c);
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32;
+    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32;
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) {
         const uint32_t m64 = c.m64(pass, m);
@@ -105,15 +105,22 @@ __device__ __forceinline__ void reduce_amax(const Consumer& c, const Pairs<kWidt
     }
 }
 
-// One thread a column: its scale factor to the pool, the reciprocal to all consumers, and the maximum starts over.
+// One thread a column: its scale factor to the pool, the reciprocal to all consumers, and the maximum starts over. The factor is what was
+// foreseen for the token, so that L2 need not multiply by it block by block, unless the block's values would not lie well in E4M3.
 __device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe::Tile& tile, uint32_t block) {
     mega_moe::SharedStorage& smem = c.ctx.smem;
     const uint32_t column = c.warpgroup * 128 + c.thread;
     if (column < config::kBlockN) {
-        const float scale = fmaxf(__uint_as_float(smem.amax[column]), config::kMinAmax) / 448.0f;
+        const mega_moe::Columns& columns = columns_of(c);
+        const float amax = __uint_as_float(smem.amax[column]), foreseen = mega_moe::foresee_acts_scale(columns.forecast, columns.factor[column], 1.0f);
+        const bool fits = amax == 0.0f || (amax >= config::kLeastForeseen * foreseen && amax <= 448.0f * foreseen);
+        const float scale = fits ? foreseen : fmaxf(amax, config::kMinAmax) / 448.0f;
         smem.inverse_scale[column] = 1.0f / scale;
         smem.amax[column] = 0;
-        if (column < tile.num_rows) c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.pool_row + column] = scale;
+        if (column < tile.num_rows) {
+            c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.pool_row + column] = scale;
+            if (!fits) ptx::st_relaxed_gpu(&c.ctx.params.has_own_sf[tile.token_tile], 1);
+        }
     }
     mega_moe::sync_consumers();
 }
@@ -121,7 +128,7 @@ __device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe:
 // E4M3: the pairs of all columns to the shared tile [column][128].
 template <uint32_t kWidth>
 __device__ __forceinline__ void put_codes(const Consumer& c, const Pairs<kWidth>& pair) {
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32;
+    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32;
     uint32_t matrices[kWidth / 8];
 #pragma unroll
     for (uint32_t i = 0; i < kWidth / 8; ++i) {
@@ -135,7 +142,7 @@ __device__ __forceinline__ void put_codes(const Consumer& c, const Pairs<kWidth>
 // BF16: the pass's values to the shared tile [column][2][64]: a warpgroup's 64 values are the 128 bytes of its half.
 template <uint32_t kWidth>
 __device__ __forceinline__ void put_values(const Consumer& c, uint32_t pass, const Values<kWidth>& value) {
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32;
+    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32;
     // Place of the pair: 16 warp + 8 (row % 2) + 2 (row / 2) of the 64 (layout/token_order.cuh).
     const uint32_t piece = 2 * warp + lane / 4 % 2, word = lane / 8;
     uint8_t* half = acts_tile(c) + c.warpgroup * (config::kBlockN * 128);

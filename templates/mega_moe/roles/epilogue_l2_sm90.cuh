@@ -15,8 +15,7 @@ __device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::T
     using namespace mega_moe;
     const Params& params = c.ctx.params;
     const Columns& columns = columns_of(c);
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32, hidden = tile.m_tile * config::kBlockM + 64 * m64;
-    const float alpha = columns.alpha[0];
+    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32, hidden = tile.m_tile * config::kBlockM + 64 * m64;
     const uint32_t staged = ptx::smem_address(c.ctx.smem.out) + c.warpgroup * (config::kBlockN * 128);
 #pragma unroll
     for (uint32_t half = 0; half < 2; ++half) {
@@ -26,7 +25,9 @@ __device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::T
 #pragma unroll
         for (uint32_t i = 0; i < kWidth / 8; ++i) {
             const float2 weight = *reinterpret_cast<const float2*>(&columns.factor[8 * i + lane % 4 * 2]);
-            matrices[i] = ptx::cvt_bf16x2(fmaf(sums[4 * i + 2 * half], alpha, bias) * weight.x, fmaf(sums[4 * i + 2 * half + 1], alpha, bias) * weight.y);
+            float2 scale = {columns.alpha[0], columns.alpha[0]};
+            if constexpr (config::kIsFp8) scale = *reinterpret_cast<const float2*>(&columns.scale[8 * i + lane % 4 * 2]);
+            matrices[i] = ptx::cvt_bf16x2(fmaf(sums[4 * i + 2 * half], scale.x, bias) * weight.x, fmaf(sums[4 * i + 2 * half + 1], scale.y, bias) * weight.y);
         }
         store_columns<kWidth>(staged, 2 * warp + half, matrices);
     }
@@ -40,9 +41,23 @@ __device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::T
     sync_warpgroup(c);
 }
 
-template <uint32_t kWidth>
+// What each column's sums are multiplied by: alpha, and the foreseen scale where the sums do not have scale factors in them.
+template <bool kHasOwnSf>
+__device__ __forceinline__ void scale_sums(const Consumer& c, const mega_moe::Tile& tile) {
+    mega_moe::Columns& columns = columns_of(c);
+    for (uint32_t column = c.thread; column < tile.num_rows; column += 128) {
+        const float foreseen = kHasOwnSf ? 1.0f : mega_moe::foresee_acts_scale(columns.forecast, columns.scale[column], 1.0f);
+        columns.scale[column] = columns.alpha[0] * foreseen;
+    }
+    sync_warpgroup(c);
+}
+
+template <uint32_t kWidth, bool kHasOwnSf>
 __device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
-    if (pass == 0) wait_columns(c);
+    if (pass == 0) {
+        wait_columns(c);
+        if constexpr (config::kIsFp8) scale_sums<kHasOwnSf>(c, tile);
+    }
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) finish_rows<kWidth>(c, tile, c.m64(pass, m), sums[m]);
     if (pass + 1 == config::kNumPasses && c.thread == 0) ptx::red_release_gpu_add(c.ctx.params.l2_done, 1);

@@ -42,17 +42,6 @@ struct Epilogue {
     }
 };
 
-// 2^n nearest below p: scales that are powers of two make quantised values independent of p, as long as nothing over- or underflows.
-__device__ __forceinline__ float power_of_two(float p) { return __uint_as_float(min(max(__float_as_uint(p) & 0x7F800000u, 0x0D800000u), 0x71800000u)); }
-
-// The second-level scale of a token's activations at an expert, foreseen from sizes: blocks of 16 then have scale factors near 2^1,
-// in the middle of what UE4M3 holds (2^-6 .. 448 with all bits). `weight` is what the activations are multiplied by themselves.
-__device__ __forceinline__ float foresee_acts_scale(const mega_moe::ActsForecast& f, float token_scale, float weight) {
-    const float rms = token_scale * config::kForecastRms;
-    const float gate = fmaf(rms, f.gate_norm, f.gate_bias), up = config::kIsGated ? fmaf(rms, f.up_norm, f.up_bias) : gate;
-    return power_of_two(gate * up * config::kForecastFactor * weight);
-}
-
 // What the tile's columns need, in shared memory. factor: the top-k weight, in L2 and before requantisation also in L1, else 1.
 // L1: x's second-level scale, and the scale that its activations get. L2: that scale again.
 __device__ __forceinline__ void fetch_columns(const Epilogue& e, const mega_moe::Tile& tile) {
@@ -65,7 +54,7 @@ __device__ __forceinline__ void fetch_columns(const Epilogue& e, const mega_moe:
         const float factor = is_valid && (tile.is_l2 || config::kWeighsBeforeRequant) ? params.routed_weights[row] : 1.0f;
         e.smem.factor[column] = factor;
         e.smem.token_scale[column] = token_scale;
-        e.smem.acts_scale[column] = config::kHasTokenScales ? foresee_acts_scale(params.forecast[tile.expert], token_scale, config::kWeighsBeforeRequant ? factor : 1.0f) : 1.0f;
+        e.smem.acts_scale[column] = config::kHasTokenScales ? mega_moe::foresee_acts_scale(params.forecast[tile.expert], token_scale, config::kWeighsBeforeRequant ? factor : 1.0f) : 1.0f;
     }
     e.sync();
 }

@@ -1,7 +1,7 @@
 // Role: load activations (one thread of warp 1)
 // Waits for:  a stage's empty barrier; L1: the tile's rows from dispatch; L2: all L1 tiles of the token tile
 // Produces:   the stage's tokens in shared memory by boxes of the pools (TMA), 128 bytes of K a row, 128-byte swizzle, and in L2 their
-//             scale factors, on the full barrier
+//             own scale factors where the tile has some, on the full barrier
 // Registers:  config::kLoaderRegisters
 #pragma once
 #include "mega_moe/context_sm90.cuh"
@@ -14,10 +14,11 @@ template <bool kIsL2>
 __device__ __forceinline__ void load_rows(const mega_moe::Context& ctx, const mega_moe::Tile& tile, pipeline::RingCursor& cursor) {
     constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
     constexpr uint32_t kParts = config::kTokenKBytes / 128;  // 128-byte sub-blocks of a stage: one in E4M3, two in BF16
-    constexpr bool kHasSf = kIsL2 && config::kIsFp8;
-    constexpr uint32_t kSfBytes = kHasSf ? config::kBlockN * 4 : 0;
+    constexpr uint32_t kSfBytes = config::kBlockN * 4;
+    bool has_own_sf = false;
     if constexpr (kIsL2) {
         comm::wait_counter(ctx.watchdog, &ctx.params.l1_done[tile.token_tile], config::kL1MTiles, comm::WaitFor::kL1Tiles, tile.token_tile);
+        if constexpr (config::kIsFp8) has_own_sf = ptx::ld_acquire_gpu(&ctx.params.has_own_sf[tile.token_tile]) != 0;
     } else {
         comm::wait_counter(ctx.watchdog, &ctx.params.rows_ready[tile.token_tile], tile.num_rows, comm::WaitFor::kDispatch, tile.token_tile);
     }
@@ -28,10 +29,11 @@ __device__ __forceinline__ void load_rows(const mega_moe::Context& ctx, const me
     for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
         for (uint32_t k = 0; k < kStages; ++k, cursor.advance()) {
             const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
+            if constexpr (kIsL2 && config::kIsFp8) ctx.smem.has_own_sf[cursor.stage] = has_own_sf;
             // Consumers read the stage's last scale factors by ordinary loads; the copy writes through the async proxy.
-            if constexpr (kHasSf) ptx::fence_proxy_async_shared();
-            ptx::mbarrier_arrive_expect_tx(full, rows * config::kTokenKBytes + kSfBytes);
-            if constexpr (kHasSf) {
+            if (has_own_sf) ptx::fence_proxy_async_shared();
+            ptx::mbarrier_arrive_expect_tx(full, rows * config::kTokenKBytes + (has_own_sf ? kSfBytes : 0));
+            if (has_own_sf) {
                 ptx::cp_async_bulk(ptx::smem_address(ctx.smem.acts_sf[cursor.stage]), ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.pool_row, kSfBytes, full);
             }
             const uint32_t stage = ptx::smem_address(ctx.smem.tokens[cursor.stage]);

@@ -11,7 +11,7 @@ namespace roles {
 
 // An even number of pieces, so that it is known at compile time which set of registers one has.
 template <uint32_t kWidth>
-constexpr uint32_t kPieceColumns = kWidth % 96 == 0 ? 48 : 32;
+constexpr uint32_t kPieceColumns = 32;
 constexpr uint32_t kStageRegisters = mega_moe::kUnitsPerStage * mega_moe::kUnitRegisters;
 
 template <uint32_t kWidth>
@@ -62,15 +62,15 @@ __device__ __forceinline__ void multiply_piece(const Consumer& c, uint32_t stage
 }
 
 // Waits for a piece, behind which kPending were started, and adds its sums to the total.
-template <bool kIsL2, uint32_t kWidth, uint32_t kPiece, uint32_t kPending>
+template <bool kHasOwnSf, uint32_t kWidth, uint32_t kPiece, uint32_t kPending>
 __device__ __forceinline__ void promote_piece(const Consumer& c, uint32_t stage, PieceWork<kWidth>& work, float (&total)[kWidth / 2]) {
     ptx::wgmma_wait_group<kPending>();
     tie(work.sums[kPiece % 2]);
-    promote<kIsL2>(c, stage, kPiece * kPieceColumns<kWidth>, work.sums[kPiece % 2], total + kPiece * (kPieceColumns<kWidth> / 2));
+    promote<kHasOwnSf>(c, stage, kPiece * kPieceColumns<kWidth>, work.sums[kPiece % 2], total + kPiece * (kPieceColumns<kWidth> / 2));
 }
 
 // Piece kPiece of a stage and all after it; on return the last one still runs.
-template <bool kIsL2, uint32_t kWidth, uint32_t kPiece>
+template <bool kHasOwnSf, uint32_t kWidth, uint32_t kPiece>
 __device__ __forceinline__ void multiply_pieces(Consumer& c, uint32_t stage, PieceWork<kWidth>& work, const uint32_t (&fragments)[kStageRegisters],
                                                 uint32_t (&next)[kStageRegisters], float (&total)[kWidth / 2], bool is_first, bool is_last, bool is_full = false) {
     constexpr uint32_t kPieces = kWidth / kPieceColumns<kWidth>;
@@ -78,7 +78,7 @@ __device__ __forceinline__ void multiply_pieces(Consumer& c, uint32_t stage, Pie
     if constexpr (kPiece == 0) {
         c.cursor.advance();
         is_full = pipeline::is_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
-        promote_piece<kIsL2, kWidth, kPieces - 1, 1>(c, work.previous, work, total);
+        promote_piece<kHasOwnSf, kWidth, kPieces - 1, 1>(c, work.previous, work, total);
 #pragma unroll
         for (uint32_t r = 0; r < kStageRegisters; ++r) ptx::tie(next[r]);  // its MMAs are done: the next stage's weights may come
         c.release_if(!is_first, work.previous);
@@ -86,26 +86,26 @@ __device__ __forceinline__ void multiply_pieces(Consumer& c, uint32_t stage, Pie
     } else if constexpr (kPiece == 1) {
         // After the last stage the same one's are loaded again: a branch around loads would wait for them where it ends.
         if (!is_last) pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
-        load_stage_codes(c, is_last ? stage : __shfl_sync(~0u, c.cursor.stage, 0), work);
-        promote_piece<kIsL2, kWidth, 0, 1>(c, stage, work, total);
+        load_stage_codes(c, is_last ? stage : c.cursor.stage, work);
+        promote_piece<kHasOwnSf, kWidth, 0, 1>(c, stage, work, total);
         load_stage_tables(c, work);
         if constexpr (kPieces == 2) decode_part<1, 0>(work, next);
     } else {
         decode_part<kPieces - 2, kPiece - 2>(work, next);
-        promote_piece<kIsL2, kWidth, kPiece - 1, 1>(c, stage, work, total);
+        promote_piece<kHasOwnSf, kWidth, kPiece - 1, 1>(c, stage, work, total);
     }
-    if constexpr (kPiece + 1 < kPieces) multiply_pieces<kIsL2, kWidth, kPiece + 1>(c, stage, work, fragments, next, total, is_first, is_last, is_full);
+    if constexpr (kPiece + 1 < kPieces) multiply_pieces<kHasOwnSf, kWidth, kPiece + 1>(c, stage, work, fragments, next, total, is_first, is_last, is_full);
 }
 
-template <bool kIsL2, uint32_t kWidth, uint32_t kParity>
+template <bool kHasOwnSf, uint32_t kWidth, uint32_t kParity>
 __device__ __forceinline__ void multiply_stage_in_pieces(Consumer& c, PieceWork<kWidth>& work, float (&total)[kWidth / 2], bool is_first, bool is_last) {
     // One value a warp, in a uniform register: descriptors then cost no vector instructions.
     const uint32_t stage = __shfl_sync(~0u, c.cursor.stage, 0);
-    multiply_pieces<kIsL2, kWidth, 0>(c, stage, work, work.fragments[kParity], work.fragments[1 - kParity], total, is_first, is_last);
+    multiply_pieces<kHasOwnSf, kWidth, 0>(c, stage, work, work.fragments[kParity], work.fragments[1 - kParity], total, is_first, is_last);
 }
 
 // Sums a pass: L1 over hidden, L2 over intermediate.
-template <bool kIsL2, uint32_t kWidth>
+template <bool kIsL2, bool kHasOwnSf, uint32_t kWidth>
 __device__ __forceinline__ void multiply_pass_in_pieces(Consumer& c, float (&total)[kWidth / 2]) {
     constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages, kPieces = kWidth / kPieceColumns<kWidth>;
     PieceWork<kWidth> work;
@@ -122,11 +122,11 @@ __device__ __forceinline__ void multiply_pass_in_pieces(Consumer& c, float (&tot
     work.previous = c.cursor.stage;
 #pragma unroll 1
     for (uint32_t k = 0; k + 2 <= kStages; k += 2) {
-        multiply_stage_in_pieces<kIsL2, kWidth, 0>(c, work, total, k == 0, k + 1 == kStages);
-        multiply_stage_in_pieces<kIsL2, kWidth, 1>(c, work, total, false, k + 2 == kStages);
+        multiply_stage_in_pieces<kHasOwnSf, kWidth, 0>(c, work, total, k == 0, k + 1 == kStages);
+        multiply_stage_in_pieces<kHasOwnSf, kWidth, 1>(c, work, total, false, k + 2 == kStages);
     }
-    if constexpr (kStages % 2 == 1) multiply_stage_in_pieces<kIsL2, kWidth, 0>(c, work, total, kStages == 1, true);
-    promote_piece<kIsL2, kWidth, kPieces - 1, 0>(c, work.previous, work, total);
+    if constexpr (kStages % 2 == 1) multiply_stage_in_pieces<kHasOwnSf, kWidth, 0>(c, work, total, kStages == 1, true);
+    promote_piece<kHasOwnSf, kWidth, kPieces - 1, 0>(c, work.previous, work, total);
     c.release_if(true, work.previous);
 }
 

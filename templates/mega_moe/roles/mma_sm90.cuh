@@ -46,6 +46,13 @@ struct Consumer {
     // Of this warpgroup's tile m in a pass: its number among the block's four, of which a warpgroup has two neighbours.
     __device__ __forceinline__ uint32_t m64(uint32_t pass, uint32_t m) const { return 2 * warpgroup + (kM64 == 2 ? m : pass); }
 
+    // The thread, for an epilogue: addresses made of it are made there, and not before the MMAs, whose registers they would take.
+    __device__ __forceinline__ uint32_t thread_now() const {
+        uint32_t now = thread;
+        ptx::tie(now);
+        return now;
+    }
+
     __device__ __forceinline__ void release_if(bool condition, uint32_t stage) const {
         __syncwarp();
         ptx::mbarrier_arrive_if(condition && thread % 32 == 0, ptx::smem_address(&ctx.smem.ring.empty[stage]));
@@ -141,13 +148,13 @@ __device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums
     ptx::wgmma_commit_group();
 }
 
-// Adds a stage's sums of kNum / 2 columns, from `column` on, to the total, in L2 times the tokens' scale factors.
-template <bool kIsL2, uint32_t kNum>
+// Adds a stage's sums of kNum / 2 columns, from `column` on, to the total, times the tokens' scale factors of the stage where they have some (L2).
+template <bool kHasOwnSf, uint32_t kNum>
 __device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, uint32_t column, const float (&sums)[kNum], float* total) {
 #pragma unroll
     for (uint32_t r = 0; r < kNum; r += 4) {
         // Registers r % 2 are neighbouring columns, r / 4 the group of 8.
-        if constexpr (kIsL2) {
+        if constexpr (kHasOwnSf) {
             const float2 sf = *reinterpret_cast<const float2*>(&c.ctx.smem.acts_sf[stage][column + r * 2 + c.thread % 4 * 2]);
             total[r] = fmaf(sums[r], sf.x, total[r]), total[r + 1] = fmaf(sums[r + 1], sf.y, total[r + 1]);
             total[r + 2] = fmaf(sums[r + 2], sf.x, total[r + 2]), total[r + 3] = fmaf(sums[r + 3], sf.y, total[r + 3]);
@@ -164,7 +171,7 @@ constexpr bool kStaggers = config::kIsFp8 && kM64 == 2;
 
 // One stage, of which the codes are there; on return its second job may still run. The last stage's sums are promoted on the way: all
 // at once, or, where there are two tiles (kStaggers), each tile's while the other's MMAs run.
-template <bool kIsL2, uint32_t kWidth>
+template <bool kHasOwnSf, uint32_t kWidth>
 __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWidth>& block, Sums<kWidth>& total, bool is_first, bool is_last) {
     Sums<kWidth>& sums = config::kIsFp8 ? block : total;
     // One value a warp, in a uniform register: descriptors then cost no vector instructions.
@@ -174,7 +181,7 @@ __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWi
         ptx::wgmma_wait_group<0>();
         tie(work.fragments[1]);
         tie(block[0]);
-        promote<kIsL2>(c, work.previous, 0, block[0], total[0]);
+        promote<kHasOwnSf>(c, work.previous, 0, block[0], total[0]);
     }
     multiply<kWidth, 0>(c, stage, sums, work.fragments[0]);
     c.cursor.advance();
@@ -185,26 +192,26 @@ __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWi
     }
     if constexpr (kStaggers) {
         tie(block[kM64 - 1]);
-        promote<kIsL2>(c, work.previous, 0, block[kM64 - 1], total[kM64 - 1]);
+        promote<kHasOwnSf>(c, work.previous, 0, block[kM64 - 1], total[kM64 - 1]);
     }
     c.release_if(!is_first, work.previous);
     decode<1>(work);
     work.previous = stage;
     // After the last stage the same one's are loaded again: a branch around loads would wait for them where it ends.
     if (!is_last) pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
-    load_codes(c, is_last ? stage : __shfl_sync(~0u, c.cursor.stage, 0), work);
+    load_codes(c, is_last ? stage : c.cursor.stage, work);
     multiply<kWidth, 1>(c, stage, sums, work.fragments[1]);
     load_tables(c, work);
     ptx::wgmma_wait_group<1>();  // the first job
     tie(work.fragments[0]);
     if constexpr (kStaggers) {
         tie(block[0]);
-        promote<kIsL2>(c, stage, 0, block[0], total[0]);
+        promote<kHasOwnSf>(c, stage, 0, block[0], total[0]);
     }
 }
 
 // Sums a pass: L1 over hidden, L2 over intermediate.
-template <bool kIsL2, uint32_t kWidth>
+template <bool kIsL2, bool kHasOwnSf, uint32_t kWidth>
 __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) {
     constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
     Work work;
@@ -215,14 +222,14 @@ __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) 
     load_codes(c, c.cursor.stage, work);
     load_tables(c, work);
     work.previous = c.cursor.stage;
-    for (uint32_t k = 0; k < kStages; ++k) multiply_stage<kIsL2, kWidth>(c, work, block, total, k == 0, k + 1 == kStages);
+    for (uint32_t k = 0; k < kStages; ++k) multiply_stage<kHasOwnSf, kWidth>(c, work, block, total, k == 0, k + 1 == kStages);
     ptx::wgmma_wait_group<0>();
     tie(work.fragments[1]);
 #pragma unroll
     for (uint32_t m = kStaggers ? 1 : 0; m < kM64; ++m) {
         if constexpr (config::kIsFp8) {
             tie(block[m]);
-            promote<kIsL2>(c, work.previous, 0, block[m], total[m]);
+            promote<kHasOwnSf>(c, work.previous, 0, block[m], total[m]);
         } else {
             tie(total[m]);
         }
