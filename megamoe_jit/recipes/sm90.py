@@ -28,7 +28,7 @@ _WIDTH_STEP = 64  # of the MMAs of wide tiles, for those that are not full
 # 2.4 % of codes for 128, 256, 512, which is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3.
 _BLOCK_M, _BLOCK_K = 256, 128
 _NUM_CONSUMER_WARPGROUPS = 2
-_LOADER_REGISTERS, _CONSUMER_REGISTERS = 24, 240
+_LOADER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
 _MAX_STAGES = 8
 _TABLE_COPIES = 8  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
@@ -299,7 +299,7 @@ class Sm90Config:
         """
         return {
             "family": "sm90",
-            "wgmma_n": tuple(sorted({*self.mma_widths, 32, 48, 64})),
+            "wgmma_n": tuple(sorted({*self.mma_widths, *(n // 2 for n in self.mma_widths if self.num_passes > 1)})),
             "tma_boxes": tuple(
                 (name, self.box_rows, 128 // self.shapes.act_bytes) for name in ("tokens_map", "acts_map")
             ),

@@ -11,7 +11,7 @@
 // the other's are made; with one, the other warpgroup fills the gap.
 //
 // A tile of up to 64 tokens is one pass over its 256 weight rows; wider ones take two passes of 128 rows, for want of registers. Their
-// E4M3 sums are made piece by piece: mma_pieces_sm90.cuh.
+// E4M3 sums are made in two halves: mma_halves_sm90.cuh.
 #pragma once
 #include "layout/gmma.cuh"
 #include "mega_moe/context_sm90.cuh"
