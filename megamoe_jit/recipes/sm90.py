@@ -27,6 +27,7 @@ _WIDTH_STEP = 64  # of the MMAs of wide tiles, for those that are not full
 # 4096, intermediate 2048) that decides how often requantisation meets another code than exact sums would: 1.0 %, 1.6 %,
 # 2.4 % of codes for 128, 256, 512, which is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3.
 _BLOCK_M, _BLOCK_K = 256, 128
+_PROMOTED_STAGES = 4
 _NUM_CONSUMER_WARPGROUPS = 2
 _LOADER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
 _MAX_STAGES = 8
@@ -243,6 +244,7 @@ class Sm90Config:
             "block_k": _BLOCK_K,
             "num_stages": self.num_stages,
             "num_passes": self.num_passes,
+            "promoted_stages": _PROMOTED_STAGES,
             "pass_m": self.pass_m,
             "l1_m_tiles": sizes.l1_rows // _BLOCK_M,
             "l2_m_tiles": sizes.hidden_padded // _BLOCK_M,
@@ -299,7 +301,7 @@ class Sm90Config:
         """
         return {
             "family": "sm90",
-            "wgmma_n": tuple(sorted({*self.mma_widths, *(n // 2 for n in self.mma_widths if self.num_passes > 1)})),
+            "wgmma_n": self.mma_widths,
             "tma_boxes": tuple(
                 (name, self.box_rows, 128 // self.shapes.act_bytes) for name in ("tokens_map", "acts_map")
             ),

@@ -2,7 +2,6 @@
 #pragma once
 #include "mega_moe/roles/epilogue_l1_sm90.cuh"
 #include "mega_moe/roles/epilogue_l2_sm90.cuh"
-#include "mega_moe/roles/mma_halves_sm90.cuh"
 #include "mega_moe/roles/mma_sm90.cuh"
 
 namespace roles {
@@ -16,11 +15,7 @@ __device__ __forceinline__ void finish_width(Consumer& c, const mega_moe::Tile& 
     }
     for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
         Sums<kWidth> sums;
-        if constexpr (config::kIsFp8 && kM64 == 1) {
-            multiply_pass_in_halves<kIsL2, kHasOwnSf, kWidth>(c, sums[0]);
-        } else {
-            multiply_pass<kIsL2, kHasOwnSf, kWidth>(c, sums);
-        }
+        multiply_pass<kIsL2, kHasOwnSf, kWidth>(c, sums);
         if constexpr (kIsL2) {
             epilogue_l2<kWidth, kHasOwnSf>(c, tile, pass, sums);
         } else {

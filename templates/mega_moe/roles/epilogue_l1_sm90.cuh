@@ -114,7 +114,7 @@ __device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe:
         const mega_moe::Columns& columns = columns_of(c);
         const float amax = __uint_as_float(smem.amax[column]), foreseen = mega_moe::foresee_acts_scale(columns.forecast, columns.factor[column], 1.0f);
         const bool fits = amax == 0.0f || (amax >= config::kLeastForeseen * foreseen && amax <= 448.0f * foreseen);
-        const float scale = fits ? foreseen : fmaxf(amax, config::kMinAmax) / 448.0f;
+        const float scale = fits ? foreseen : mega_moe::power_of_two(fmaxf(amax, config::kMinAmax) * (2.0f / 448.0f));
         smem.inverse_scale[column] = 1.0f / scale;
         smem.amax[column] = 0;
         if (column < tile.num_rows) {
