@@ -227,11 +227,13 @@ __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) 
     for (uint32_t job = 0; job < kHeldJobs; ++job) load_codes(c, c.cursor.stage, job, work);
     load_tables(c, work);
     work.previous = c.cursor.stage;
+    uint32_t stages = kStages;
+    ptx::tie(stages);  // a number that the compiler knows it would unroll by, pragma or not
 #pragma unroll 1
-    for (uint32_t begin = 0; begin < kStages; begin += kBlock) {
-        const uint32_t end = min(begin + kBlock, kStages);
+    for (uint32_t begin = 0; begin < stages; begin += kBlock) {
+        const uint32_t end = min(begin + kBlock, stages);
 #pragma unroll 1
-        for (uint32_t k = begin; k < end; ++k) multiply_stage<kHasOwnSf, kWidth>(c, work, sums, k > begin, k == 0, k + 1 == kStages);
+        for (uint32_t k = begin; k < end; ++k) multiply_stage<kHasOwnSf, kWidth>(c, work, sums, k > begin, k == 0, k + 1 == stages);
         ptx::wgmma_wait_group<0>();
         tie(work.fragments[1]);
 #pragma unroll
