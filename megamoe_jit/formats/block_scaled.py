@@ -270,6 +270,11 @@ def quantize_to_mxfp8(
     )
 
 
+def _power_of_two(values: Tensor) -> Tensor:
+    """Return 2^floor(log2(v)) of positive normal float32 values, inside 2^-100 .. 2^100."""
+    return (values.view(torch.int32) & 0x7F800000).view(torch.float32).clamp(2.0**-100, 2.0**100)
+
+
 def quantize_to_fp8(
     x: Tensor, *, gran_k: int | None = None, min_amax: float = MIN_AMAX, foreseen: Tensor | None = None
 ) -> QuantizedTensor:
@@ -280,7 +285,8 @@ def quantize_to_fp8(
     Error: |dequantised - x| <= max(|x| / 17, s * 2^-10).
 
     `foreseen` float32 [...] (gran_k 128 only) has a scale for each row, a power of two, that all blocks take whose
-    largest magnitude is zero or lies in LEAST_FORESEEN .. 448 times it; others have s as above.
+    largest magnitude is zero or lies in LEAST_FORESEEN .. 448 times it. Others have s = 2^(floor(log2(max(amax,
+    min_amax) / 448)) + 1), also a power of two: a kernel's sums can then go on from block to block exactly.
     """
     if gran_k not in (None, FP8_GRAN_K):
         raise ArgumentError(f"gran_k={gran_k} has no FP8 format here. Use None (one scale a row) or {FP8_GRAN_K}.")
@@ -295,7 +301,7 @@ def quantize_to_fp8(
     if foreseen is not None:
         rows = foreseen.float().unsqueeze(-1)
         fits = (amax == 0) | ((amax >= LEAST_FORESEEN * rows) & (amax <= E4M3_MAX * rows))
-        sf = torch.where(fits, rows, sf)
+        sf = torch.where(fits, rows, _power_of_two(amax.clamp(min=min_amax) * (2 / E4M3_MAX)))
     codes = encode_e4m3(blocks * (1.0 / sf).unsqueeze(-1)).view(torch.uint8)
     return QuantizedTensor(
         codes=_unblock(codes, x32.shape[-1]).view(torch.float8_e4m3fn), sf=sf, format=QuantFormat.FP8_BLOCK

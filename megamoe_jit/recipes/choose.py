@@ -66,14 +66,14 @@ def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
     """Return the token tile for a call of `num_tokens` tokens a rank: the family's rule."""
     if recipe.generation is MmaGeneration.TCGEN05:
         return sm100.token_tile(problem, recipe, num_tokens)
-    return sm90.token_tile(problem, num_tokens)
+    return sm90.token_tile(problem, recipe, num_tokens)
 
 
 def token_tiles(problem: Problem, recipe: Recipe) -> tuple[int, ...]:
     """Return the token tiles that kernels of a problem can have, narrowest first."""
     if recipe.generation is MmaGeneration.TCGEN05:
         return sm100.TOKEN_TILES
-    return sm90.token_tiles(problem)
+    return sm90.token_tiles(problem, recipe)
 
 
 def token_tiles_for(problem: Problem, recipe: Recipe, num_tokens: int) -> tuple[int, ...]:

@@ -20,34 +20,41 @@ ACTIVATION_CODES = {"swiglu": 0, "gelu": 1, "relu2": 2}
 MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this maximum: no division by zero
 SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
 ONE_PASS_TILES = (8, 16, 24, 32, 48, 64)  # token tiles whose 256 weight rows fit the registers at once
-# Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded.
-TWO_PASS_TILES = (128, 192)
+# Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded. The widest, for E4M3 only,
+# pays from this mean number of tokens an expert on: its last tile has more empty columns.
+TWO_PASS_TILES, WIDEST_TILE, _WIDEST_FROM = (128,), 192, 512
 _WIDTH_STEP = 64  # of the MMAs of wide tiles, for those that are not full
-# The K stage is also what E4M3 sums are promoted after: from the tensor core's 13-bit adder to FP32. On an H200 (hidden
-# 4096, intermediate 2048) that decides how often requantisation meets another code than exact sums would: 1.0 %, 1.6 %,
-# 2.4 % of codes for 128, 256, 512, which is a relative L2 error of y of 4.2e-3, 5.2e-3, 6.1e-3.
 _BLOCK_M, _BLOCK_K = 256, 128
+# K stages after which E4M3 sums are promoted from the tensor core's 13-bit adder to FP32. On an H200 (hidden 4096,
+# intermediate 2048) the K between promotions decides how often requantisation meets another code than exact sums would:
+# 1.0 %, 1.6 %, 2.4 % of codes for 128, 256, 512, and with it how far y is from the oracle: 4.2e-3, 5.2e-3, 6.1e-3
+# relative L2. The distance from the truth is the same for all three; sums of terms of one sign lose up to 6e-3 at 512.
 _PROMOTED_STAGES = 4
 _NUM_CONSUMER_WARPGROUPS = 2
-_LOADER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
+# The widest tiles need every register that there is.
+_REGISTERS = {False: (40, 232), True: (24, 240)}  # of loaders and consumers, by whether the tile is the widest
 _MAX_STAGES = 8
 _TABLE_COPIES = 8  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
 
 
-def token_tiles(problem: Problem) -> tuple[int, ...]:
+def token_tiles(problem: Problem, recipe: Recipe) -> tuple[int, ...]:
     """Return the token tiles that kernels of a problem can have, narrowest first."""
-    return (*ONE_PASS_TILES, *(TWO_PASS_TILES if problem.activation.gated else ()))
+    if not problem.activation.gated:
+        return ONE_PASS_TILES
+    widest = (WIDEST_TILE,) if recipe.l1_acts.element is Element.E4M3 else ()
+    return (*ONE_PASS_TILES, *TWO_PASS_TILES, *widest)
 
 
-def token_tile(problem: Problem, num_tokens: int) -> int:
+def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
     """Return the token tile for a call.
 
     The narrowest that holds the mean share of an expert and 1.5 standard deviations more, so that few experts need a
-    second tile, which would read their weights again; the widest when none does. docs/hopper_speed.md has the times of
-    neighbouring tiles that the rule rests on.
+    second tile, which would read their weights again; where none does, the widest that pays. docs/hopper_speed.md has
+    the times of neighbouring tiles that the rule rests on.
     """
-    mean, tiles = problem.tokens_per_expert(num_tokens), token_tiles(problem)
+    mean = problem.tokens_per_expert(num_tokens)
+    tiles = [n for n in token_tiles(problem, recipe) if n != WIDEST_TILE or mean >= _WIDEST_FROM]
     likely = mean + 1.5 * math.sqrt(mean)
     return next((n for n in tiles if likely <= n), tiles[-1])
 
@@ -97,7 +104,7 @@ class Sm90Shapes:
     @property
     def pool_rows(self) -> int:
         """Rows of the pool, where each token tile has all its rows, also an expert's last."""
-        widest = token_tiles(self.problem)[-1]
+        widest = token_tiles(self.problem, self.recipe)[-1]
         return round_up(self.slots + min(self.slots, self.problem.num_local_experts) * (widest - 1), 4)
 
     def workspace(self) -> StructLayout:
@@ -156,6 +163,11 @@ class Sm90Config:
     def num_passes(self) -> int:
         """Passes over a tile's weight rows."""
         return 1 if self.block_n <= ONE_PASS_TILES[-1] else 2
+
+    @property
+    def registers(self) -> tuple[int, int]:
+        """Registers of a loader's and of a consumer's thread."""
+        return _REGISTERS[self.block_n == WIDEST_TILE]
 
     @property
     def pass_m(self) -> int:
@@ -261,8 +273,8 @@ class Sm90Config:
             "width_step": self._width_step,
             "full_arrivals": 2,  # the loaders of weights and of tokens
             "empty_arrivals": 4 * _NUM_CONSUMER_WARPGROUPS,  # each consumer warp
-            "loader_registers": _LOADER_REGISTERS,
-            "consumer_registers": _CONSUMER_REGISTERS,
+            "loader_registers": self.registers[0],
+            "consumer_registers": self.registers[1],
             "is_fp8": sizes.is_fp8,
             "has_token_scales": sizes.is_fp8,
             "is_gated": p.activation.gated,
@@ -370,7 +382,8 @@ def reject(config: Sm90Config) -> str | None:
         )
     # setmaxnreg moves registers inside what the block was launched with; asking for more waits for ever.
     pool = config.num_threads * (config.arch.regs_per_sm // config.num_threads // 8 * 8)
-    wanted = 128 * (_LOADER_REGISTERS + _NUM_CONSUMER_WARPGROUPS * _CONSUMER_REGISTERS)
+    loader, consumer = config.registers
+    wanted = 128 * (loader + _NUM_CONSUMER_WARPGROUPS * consumer)
     if wanted > pool:
         return f"the roles want {wanted} registers, and {config.num_threads} threads are launched with {pool}"
     if config.num_stages < 2:

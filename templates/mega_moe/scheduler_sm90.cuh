@@ -51,7 +51,10 @@ struct Scheduler {
         constexpr uint32_t kMTiles = kIsL2 ? config::kL2MTiles : config::kL1MTiles;
         while (i >= schedule.tile_begin[expert + 1] * kMTiles) ++expert;
         const uint32_t first = schedule.tile_begin[expert], count = schedule.tile_begin[expert + 1] - first;
-        const uint32_t in_expert = i - first * kMTiles, n = in_expert % count;
+        const uint32_t in_expert = i - first * kMTiles, place = in_expert % count;
+        // A grid's blocks would always have the same place in an expert with as many tiles as divide it, be they full or not: each round
+        // begins with another.
+        const uint32_t n = (place + (i - place) / gridDim.x) % count;
         Tile tile;
         tile.expert = expert;
         tile.m_tile = in_expert / count;

@@ -320,3 +320,21 @@ def test_scales_of_small_blocks_do_not_vanish() -> None:
 def test_bad_inputs_are_refused_in_words(call: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ArgumentError, match=sentence):
         call()
+
+
+def test_blocks_of_128_take_the_foreseen_scale_where_they_fit_it() -> None:
+    """From a quarter of it to 448 times it, both ends included; others get the power of two above amax / 448."""
+    foreseen = torch.tensor([2.0**-3, 2.0])
+    largest = torch.tensor([[0.0, 2.0**-5, 2.0**-5.01, 56.0, 56.5], [0.0, 0.5, 0.499, 896.0, 900.0]])
+    x = normal(2, 5 * 128).clamp(-3, 3).view(2, 5, 128) / 4
+    x[..., 17] = 1.0
+    x = (x * largest[..., None]).view(2, -1)
+    q = quantize_to_fp8(x, gran_k=128, foreseen=foreseen)
+    own = 2.0 ** (torch.log2(largest / 448).floor() + 1)
+    fits = torch.tensor([True, True, False, True, False])
+    assert torch.equal(q.sf, torch.where(fits, foreseen[:, None], own))
+    expected = (x / expand_sf(q.sf, x.shape[1], 128)).numpy().astype(ml_dtypes.float8_e4m3fn)
+    assert np.array_equal(q.codes.view(torch.uint8).numpy(), expected.view(np.uint8))
+    # What fits loses no more than E4M3's own rounding of the block's larger values.
+    error, size = ((part.view(2, 5, 128)[:, [1, 3]].norm(dim=-1)) for part in (q.dequantize(torch.float64) - x, x))
+    assert bool((error < 0.04 * size).all())

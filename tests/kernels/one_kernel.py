@@ -19,12 +19,12 @@ from megamoe_jit.recipes.sm90 import Sm90StagingConfig, config_for_tile, token_t
 def one_kernel(num_tokens: int, *, tile: int | None = None) -> Iterator[None]:
     """Have Hopper plans hold the kernel for calls of `num_tokens` tokens, or that of a token tile, for every call."""
 
-    def chosen(problem: Problem, *_: object) -> int:
-        return token_tile(problem, num_tokens) if tile is None else tile
+    def chosen(problem: Problem, recipe: Recipe, *_: object) -> int:
+        return token_tile(problem, recipe, num_tokens) if tile is None else tile
 
     def kernels(problem: Problem, recipe: Recipe, arch: Arch) -> tuple[StagingConfig | MoeConfig, ...]:
         staging = (kernel for kernel in plan_kernels(problem, recipe, arch) if isinstance(kernel, Sm90StagingConfig))
-        return (*staging, config_for_tile(problem, recipe, arch, chosen(problem)))
+        return (*staging, config_for_tile(problem, recipe, arch, chosen(problem, recipe)))
 
     with mock.patch.object(plan, "plan_kernels", kernels), mock.patch.object(plan, "token_tile", chosen):
         yield

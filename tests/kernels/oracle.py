@@ -16,11 +16,12 @@ from megamoe_jit.ops.plan import MoePlan
 from megamoe_jit.reference.compare import rel_l2
 from megamoe_jit.reference.moe import MoeIntermediates, moe_reference
 
-BOUNDS = {"fp8_nvfp4": 5e-3, "bf16_nvfp4": 3e-3, "fp8_mxfp4": 5e-3, "bf16_mxfp4": 3e-3}
+# E4M3 sums are promoted every 512 of K: docs/numerics.md says what that costs.
+BOUNDS = {"fp8_nvfp4": 8e-3, "bf16_nvfp4": 3e-3, "fp8_mxfp4": 8e-3, "bf16_mxfp4": 3e-3}
 _SUM_ERROR = 2e-3  # of L1's sums and the activation, relative to a block's largest value
 # Of y from the kernel's own activations: roundings to BF16 that inexact sums (fp8: 13 fraction bits) turn over.
 _SECOND_HALF_BOUNDS = {True: 2e-3, False: 1e-3}
-_ENOUGH_ROWS = 100  # routed rows over which the share of neighbouring codes averages
+_ENOUGH_VALUES = 30_000  # intermediate values over which the share of neighbouring codes averages
 
 
 def tokens_and_routing(
@@ -48,8 +49,8 @@ def check_output(
     """Hold `y`, the layer's last result, to the oracle.
 
     E4M3 sums of L1 are inexact in hardware (13 fraction bits), so that some of the intermediate codes are neighbours of
-    the oracle's: at most one code step away, at most 3 % of them (1 % is usual). What L2 makes of the kernel's own
-    codes is held tighter. The bound on the whole needs enough values for that 1 % to average.
+    the oracle's: at most one code step away, at most 4 % of them (2.4 % is usual). What L2 makes of the kernel's own
+    codes is held tighter. The bound on the whole needs enough values for that 2.4 % to average.
     """
     reference = moe_reference(
         x, topk_idx, topk_weights, weights, rounding=moe.recipe.name, return_intermediates=True, **oracle
@@ -61,7 +62,7 @@ def check_output(
         return
     own = second_half(_check_first_half(moe, inner, weights.intermediate, len(x)), inner, weights, topk_weights, moe)
     assert rel_l2(y, own) < _SECOND_HALF_BOUNDS[moe.recipe.name.startswith("fp8")]
-    if len(inner.token_idx) >= _ENOUGH_ROWS:
+    if len(inner.token_idx) * weights.intermediate >= _ENOUGH_VALUES:
         assert rel_l2(y, reference.y) < BOUNDS[moe.recipe.name]
 
 
@@ -113,7 +114,7 @@ def _check_first_half(moe: MegaMoE, inner: MoeIntermediates, intermediate: int, 
     bound = torch.maximum(acts.abs(), expected.abs()) * 0.126 + largest * _SUM_ERROR
     assert bool(((acts - expected).abs() <= bound).all())
     is_other = pool.view(torch.uint8) != inner.l2_acts.codes.view(torch.uint8)
-    assert float(is_other.double().mean()) < 0.03
+    assert float(is_other.double().mean()) < 0.04
     return acts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from megamoe_jit.formats.block_scaled import quantize_to_fp8
 from megamoe_jit.formats.moe_weights import MoeWeights
 from megamoe_jit.ops.moe import MegaMoE, fp8_nvfp4_mega_moe, get_symm_buffer_for_nvfp4_mega_moe, stage_tokens
 from megamoe_jit.ops.weights import transform_weights
-from megamoe_jit.reference.moe import expert_counts
+from megamoe_jit.reference.moe import expert_counts, moe_reference
 from megamoe_jit.runtime import emulated
 from megamoe_jit.runtime.emulated import EmulatedBackend, EmulatorSettings
 from tests.kernels.one_kernel import one_kernel
@@ -108,7 +109,7 @@ def test_activations_and_biases(open_device: Open, activation: ActivationSpec) -
         check_output(moe, weights, x, topk_idx, topk_weights, y, activation=activation, routed_scaling_factor=2.5)
 
 
-@pytest.mark.parametrize(("recipe", "tiles"), [("bf16_nvfp4", (24, 48, 64, 128)), ("fp8_nvfp4", (24, 48, 128))])
+@pytest.mark.parametrize(("recipe", "tiles"), [("bf16_nvfp4", (24, 48, 64, 128)), ("fp8_nvfp4", (24, 48, 128, 192))])
 def test_token_tiles_agree(open_device: Open, recipe: str, tiles: tuple[int, ...]) -> None:
     """The token tile is a matter of speed: every one gives the same bits, those of two passes too."""
     open_device(num_sms=2)
@@ -120,6 +121,50 @@ def test_token_tiles_agree(open_device: Open, recipe: str, tiles: tuple[int, ...
             outputs[tile] = MegaMoE(weights, recipe=recipe)(x, topk_idx, topk_weights)
     for tile, y in outputs.items():
         assert torch.equal(y, outputs[8]), tile
+
+
+@pytest.mark.parametrize("tile", [8, 128, 192])
+def test_blocks_with_scale_factors_of_their_own(open_device: Open, tile: int) -> None:
+    """Tokens whose results are not what their sizes let expect; others in their tiles get the bits that they get alone.
+
+    Token 1 has a single large value, where weights are small: its results are far below the forecast. One result of
+    token 4 is above it: all its values are of the size of the largest, and weights of one row are large and of one
+    sign. Token 8 is zeros.
+    """
+    device = open_device(num_sms=2)
+    hidden, intermediate = 512, 384  # three blocks of a token, the last stage of a sum's last block
+    weights = small("fp8_nvfp4", hidden, intermediate)
+    x, topk_idx, topk_weights = tokens_and_routing(12, hidden, 3, 2, device="cpu")
+    x[1] = 0.01 * x[1]
+    x[1, 7], x[4], x[8] = 400.0, 100.0, 0.0
+    topk_idx[[1, 4, 8]] = torch.tensor([0, 1])
+    codes, sf = weights.l1_codes.clone(), weights.l1_sf.view(torch.uint8).clone()
+    sf[:, :, 0] = 1
+    codes[0, 5], codes[0, intermediate + 5] = 0x77, 0x77
+    sf[0, 5, 1:], sf[0, intermediate + 5, 1:] = 0x7E, 0x7E
+    weights = replace(weights, l1_codes=codes, l1_sf=sf.view(torch.float8_e4m3fn))
+    usual = torch.ones(12, dtype=torch.bool)
+    usual[[1, 4]] = False
+    moe = MegaMoE(weights, recipe="fp8_nvfp4", num_topk=2, max_tokens_per_rank=12)
+    with one_kernel(12, tile=tile):
+        y = moe(x, topk_idx, topk_weights)
+        check_output(moe, weights, x, topk_idx, topk_weights, y)
+        sf_of = reference_sf(moe, weights, x, topk_idx, topk_weights)
+        alone = moe(x[usual].contiguous(), topk_idx[usual], topk_weights[usual])
+    # The test tests what it means to: blocks of both tokens have other scale factors than their neighbours.
+    assert all(len(sf_of[token].unique()) > 1 for token in (1, 4))
+    assert sf_of[4][0, 0] > sf_of[4][0, 1] == sf_of[4][0, 2]
+    assert all(len(slot.unique()) == 1 for token in (0, 2, 3) for slot in sf_of[token])
+    assert torch.equal(y[usual], alone)
+    assert device.work().errors == ()
+
+
+def reference_sf(moe: MegaMoE, weights: MoeWeights, *call: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Return the oracle's scale factors of each token's activations, [slots, blocks]."""
+    inner = moe_reference(*call, weights, rounding=moe.recipe.name, return_intermediates=True).intermediates
+    assert inner is not None
+    assert inner.l2_acts is not None
+    return {int(token): inner.l2_acts.sf[inner.token_idx == token] for token in inner.token_idx.unique()}
 
 
 @pytest.mark.parametrize(("recipe", "index_dtype"), [("fp8_nvfp4", torch.int32), ("bf16_nvfp4", torch.int64)])

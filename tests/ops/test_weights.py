@@ -303,20 +303,24 @@ def test_noun_says_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_sizes_for_the_forecast_are_those_of_the_values(gated: bool) -> None:
-    weights = make("nvfp4_nvfp4", 272, 144, gated=gated)
-    l1, l2 = transform_weights(weights, "nvfp4_nvfp4", "sm_100f")
+@pytest.mark.parametrize(
+    ("recipe", "arch"), [("nvfp4_nvfp4", "sm_100f"), ("fp8_nvfp4", "sm_90a"), ("fp8_mxfp4", "sm_90a")]
+)
+def test_sizes_for_the_forecast_are_those_of_the_values(recipe: str, arch: str, gated: bool) -> None:
+    weights = make(recipe, 288, 160, gated=gated)
+    l1, l2 = transform_weights(weights, recipe, arch)
     values = weights.l1().dequantize(torch.float64) * weights.l1_row_alphas.double()[..., None]
     branches = 2 if gated else 1
-    norms = values.view(3, branches, 144, 272).square().sum(-1).mean(-1).sqrt()
+    norms = values.view(3, branches, 160, 288).square().sum(-1).mean(-1).sqrt()
     assert weights.l1_bias is not None
-    biases = weights.l1_bias.double().view(3, branches, 144).square().mean(-1).sqrt()
+    biases = weights.l1_bias.double().view(3, branches, 160).square().mean(-1).sqrt()
     assert l1.forecast is not None
     forecast = l1.forecast.view(3, 2, 2)[..., :branches]
     torch.testing.assert_close(forecast[:, 0].double(), norms, rtol=1e-6, atol=0)
     torch.testing.assert_close(forecast[:, 1].double(), biases, rtol=1e-6, atol=0)
     assert l2.forecast is None
     assert transform_weights(make("mxfp4_mxfp4", 256, 128), "mxfp4_mxfp4", "sm_100f")[0].forecast is None
+    assert transform_weights(make("bf16_nvfp4", 256, 128), "bf16_nvfp4", "sm_90a")[0].forecast is None
 
 
 NVFP4, NVFP4_ALPHAS = base_pairs("nvfp4")

@@ -88,17 +88,29 @@ def round_with_foreseen_scale(
     bias: np.ndarray,
     spec: ActivationSpec,
     weight: float,
+    rounding: str,
 ) -> np.ndarray:
-    """NVFP4 with a power of two foreseen from the sizes of token, weights and biases, and the weight that h has."""
+    """Round with a power of two foreseen from the sizes of token, weights and biases, and the weight that h has."""
     rms = float(token.double().abs().max()) / 4
     sizes = []
     for part in np.split(np.arange(len(l1)), 1 if spec.kind == "relu2" else 2):
         squares = sum(float(v) ** 2 for v in l1[part].flat) / len(part)
         offset = math.sqrt(sum(float(v) ** 2 for v in bias[part]) / len(part))
         sizes.append(rms * alphas[part[0]] * math.sqrt(squares) + offset)
-    product = sizes[0] * (sizes[0] if spec.kind == "relu2" else sizes[1] + abs(spec.up_bias)) / 8 * abs(weight)
-    scale = 2.0 ** math.floor(math.log2(product))
-    return quantize_to_nvfp4(torch.from_numpy(h), global_scale=scale).dequantize(torch.float64).numpy()
+    product = sizes[0] * (sizes[0] if spec.kind == "relu2" else sizes[1] + abs(spec.up_bias)) * abs(weight)
+    if rounding == "nvfp4_foreseen":
+        scale = 2.0 ** math.floor(math.log2(product / 8))
+        return quantize_to_nvfp4(torch.from_numpy(h), global_scale=scale).dequantize(torch.float64).numpy()
+    scale = 2.0 ** math.floor(math.log2(product / 4))
+    return np.concatenate([round_e4m3_block(h[i : i + 128], scale) for i in range(0, len(h), 128)])
+
+
+def round_e4m3_block(block: np.ndarray, foreseen: float) -> np.ndarray:
+    """E4M3 with the foreseen scale, or, where the largest value does not lie in 1/4 .. 448 times it, one of its own."""
+    largest = np.abs(block).max()
+    fits = largest == 0 or foreseen / 4 <= largest <= 448 * foreseen
+    scale = foreseen if fits else 2.0 ** (math.floor(math.log2(max(largest, 1e-10) / 448)) + 1)
+    return (block.astype(np.float32) / np.float32(scale)).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * scale
 
 
 def moe_slowly(
@@ -130,8 +142,9 @@ def moe_slowly(
                 continue
             gate_up = (l1[e] @ row) * a1[e] + b1[e]
             h = activate_slowly(bf16(gate_up) if points.gate_up else gate_up, spec) * (w if before else 1.0)
-            if points.l2_acts == "nvfp4_foreseen":
-                h = round_with_foreseen_scale(h, x[t], l1[e], a1[e], b1[e], spec, w if before else 1.0)
+            if points.l2_acts in ("nvfp4_foreseen", "fp8_foreseen"):
+                weight = w if before else 1.0
+                h = round_with_foreseen_scale(h, x[t], l1[e], a1[e], b1[e], spec, weight, points.l2_acts)
             else:
                 h = ROUND[points.l2_acts](h)
             out = (l2[e] @ h) * a2[e] + b2[e] * (w if before else 1.0)

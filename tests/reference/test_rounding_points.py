@@ -4,17 +4,15 @@ from megamoe_jit.errors import ArgumentError
 from megamoe_jit.recipes.recipe import RECIPES, Element, Operand, Recipe, ScaleType
 from megamoe_jit.reference.rounding_points import RoundingPoints, list_rounding_points, rounding_points
 
-_FORESEEN = "nvfp4_foreseen"
-
 
 def rounding_of(operand: Operand) -> str:
     return {
         (Element.BF16, None, None): "bf16",
         (Element.E4M3, ScaleType.FP32, None): "fp8_token",
-        (Element.E4M3, ScaleType.FP32, 128): "fp8_128",
+        (Element.E4M3, ScaleType.FP32, 128): "fp8_128" if operand.row_scale is None else "fp8_foreseen",
         (Element.E4M3, ScaleType.UE8M0, 32): "mxfp8",
         (Element.E2M1, ScaleType.UE8M0, 32): "mxfp4",
-        (Element.E2M1, ScaleType.UE4M3, 16): "nvfp4_token" if operand.row_scale == "fp32" else _FORESEEN,
+        (Element.E2M1, ScaleType.UE4M3, 16): "nvfp4_token" if operand.row_scale == "fp32" else "nvfp4_foreseen",
     }[operand.element, operand.sf_type, operand.gran_k]
 
 
