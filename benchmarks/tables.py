@@ -96,7 +96,7 @@ def sm90_budgets_table() -> str:
     )
     rows = []
     for recipe in (get_recipe("fp8_nvfp4"), get_recipe("bf16_nvfp4")):
-        for block_n in token_tiles(problem):
+        for block_n in token_tiles(problem, recipe):
             config = config_for_tile(problem, recipe, arch, block_n)
             is_fp8, m64 = config.shapes.is_fp8, config.pass_m // 64 // 2  # 64-row tiles that a warpgroup multiplies
             counts = (config.smem_bytes, arch.max_smem_bytes - config.smem_bytes, m64 * block_n // 2 * (1 + is_fp8))

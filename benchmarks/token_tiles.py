@@ -24,9 +24,9 @@ from megamoe_jit.ops.weights import transform_weights
 from megamoe_jit.recipes import choose
 from megamoe_jit.recipes.problem import Problem
 from megamoe_jit.recipes.recipe import get_recipe
-from megamoe_jit.recipes.sm90 import ONE_PASS_TILES, TWO_PASS_TILES, token_tiles
+from megamoe_jit.recipes.sm90 import ONE_PASS_TILES, TWO_PASS_TILES, WIDEST_TILE, token_tiles
 
-TILES = (*ONE_PASS_TILES, *TWO_PASS_TILES)
+TILES = (*ONE_PASS_TILES, *TWO_PASS_TILES, WIDEST_TILE)
 TOKENS = (1, 8, 32, 64, 128, 256, 1024, 2048, 4096, 8192)
 COLUMNS = (
     Column(key="recipe", heading="recipe"),
@@ -64,7 +64,7 @@ def main() -> int:
             row: dict[str, Cell] = {"recipe": recipe.name, "num_tokens": num_tokens, "mean": mean}
             row |= {f"us_{tile}": None for tile in TILES}
             row["chosen"] = choose.token_tile(problem, recipe, num_tokens)
-            for tile in token_tiles(problem):
+            for tile in token_tiles(problem, recipe):
                 if mean > tile * _MOST_TILES and tile < 64:
                     continue
                 with (

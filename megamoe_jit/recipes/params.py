@@ -44,6 +44,7 @@ MEGA_MOE_PARAMS = ParamBlock(
         *(f"sym_{part}" for part in SYM_PARTS),
         *(
             "tokens",
+            "tokens_sf",
             "acts",
             "acts_sf",
             "routed",

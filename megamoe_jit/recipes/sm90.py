@@ -19,9 +19,10 @@ _FORECAST_RMS, _FORECAST_FACTOR, _LEAST_FORESEEN = 448 / 4, 1 / 4, 1 / 4
 ACTIVATION_CODES = {"swiglu": 0, "gelu": 1, "relu2": 2}
 MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this maximum: no division by zero
 SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
+TOKEN_SF_GRAN_K = 512  # values of a token that share a scale; what L1 sums between promotions
 ONE_PASS_TILES = (8, 16, 24, 32, 48, 64)  # token tiles whose 256 weight rows fit the registers at once
-# Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded. The widest, for E4M3 only,
-# pays from this mean number of tokens an expert on: its last tile has more empty columns.
+# Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded. The widest, for E4M3
+# only, pays from this mean number of tokens an expert on: its last tile has more empty columns.
 TWO_PASS_TILES, WIDEST_TILE, _WIDEST_FROM = (128,), 192, 512
 _WIDTH_STEP = 64  # of the MMAs of wide tiles, for those that are not full
 _BLOCK_M, _BLOCK_K = 256, 128
@@ -29,7 +30,7 @@ _BLOCK_M, _BLOCK_K = 256, 128
 # intermediate 2048) the K between promotions decides how often requantisation meets another code than exact sums would:
 # 1.0 %, 1.6 %, 2.4 % of codes for 128, 256, 512, and with it how far y is from the oracle: 4.2e-3, 5.2e-3, 6.1e-3
 # relative L2. The distance from the truth is the same for all three; sums of terms of one sign lose up to 6e-3 at 512.
-_PROMOTED_STAGES = 4
+_PROMOTED_STAGES = TOKEN_SF_GRAN_K // _BLOCK_K
 _NUM_CONSUMER_WARPGROUPS = 2
 # The widest tiles need every register that there is.
 _REGISTERS = {False: (40, 232), True: (24, 240)}  # of loaders and consumers, by whether the tile is the widest
@@ -82,6 +83,11 @@ class Sm90Shapes:
         return round_up(self.problem.hidden, _BLOCK_K)
 
     @property
+    def scale_blocks(self) -> int:
+        """Scales of a token (E4M3)."""
+        return -(-self.hidden_k // TOKEN_SF_GRAN_K)
+
+    @property
     def hidden_padded(self) -> int:
         """Hidden as L2's rows: a multiple of the weight tile."""
         return round_up(self.problem.hidden, _BLOCK_M)
@@ -113,6 +119,7 @@ class Sm90Shapes:
         max_token_tiles = self.slots // min(ONE_PASS_TILES) + e
         return struct_layout(
             ("tokens", self.pool_rows * self.hidden_k * self.act_bytes, 1024),
+            ("tokens_sf", self.scale_blocks * self.pool_rows * 4, 1024),
             ("acts", self.pool_rows * self.intermediate_padded * self.act_bytes, 1024),
             ("acts_sf", self.intermediate_padded // SF_GRAN_K * self.pool_rows * 4, 1024),
             ("routed", self.pool_rows * 4, 1024),
@@ -135,7 +142,7 @@ class Sm90Shapes:
             ("topk_idx", slots * p.topk_idx_bytes, 1024),
             ("topk_weights", slots * 4, 1024),
             ("tokens", t * self.hidden_k * self.act_bytes, 1024),
-            ("token_sf", t * 4, 1024),
+            ("token_sf", t * (self.scale_blocks + 1) * 4, 1024),
             ("partials", slots * self.hidden_padded * 2, 1024),
         )
 
@@ -217,7 +224,7 @@ class Sm90Config:
             ("weights", s * self.weight_stage_bytes, 128),
             ("codes", self._codes_tile_bytes, 128),
             ("out", self._out_bytes, 128),
-            ("acts_sf", s * n * 4, 16),
+            ("sf", s * n * 4, 16),
             ("decode_table", self._decode_table_rows * _TABLE_COPIES * 8, 128),
             ("columns", _NUM_CONSUMER_WARPGROUPS * round_up(12 * n + 24, 16), 16),
             ("inverse_scale", n * 4, 16),
@@ -257,6 +264,7 @@ class Sm90Config:
             "num_stages": self.num_stages,
             "num_passes": self.num_passes,
             "promoted_stages": _PROMOTED_STAGES,
+            "scale_blocks": sizes.scale_blocks,
             "pass_m": self.pass_m,
             "l1_m_tiles": sizes.l1_rows // _BLOCK_M,
             "l2_m_tiles": sizes.hidden_padded // _BLOCK_M,
@@ -355,6 +363,7 @@ class Sm90StagingConfig:
             "topk_idx_bytes": p.topk_idx_bytes,
             "hidden": p.hidden,
             "hidden_k": sizes.hidden_k,
+            "scale_blocks": sizes.scale_blocks,
             "num_threads": self.num_threads,
             "blocks_per_sm": self.blocks_per_sm,
             "is_fp8": sizes.is_fp8,

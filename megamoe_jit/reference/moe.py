@@ -98,6 +98,8 @@ def round_acts(
         quantized = quantize_to_fp8(values)
     elif rounding == "fp8_128":
         quantized = quantize_to_fp8(values, gran_k=128)
+    elif rounding == "fp8_512":
+        quantized = quantize_to_fp8(values, gran_k=512)
     elif rounding == "fp8_foreseen":
         quantized = quantize_to_fp8(values, gran_k=128, foreseen=_needed(scale, rounding))
     elif rounding == "mxfp8":

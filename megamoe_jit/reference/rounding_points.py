@@ -9,7 +9,16 @@ from megamoe_jit.errors import ArgumentError
 from megamoe_jit.formats.activation import TopkWeightStage, check_topk_weight_stage
 
 ActsRounding = Literal[
-    "bf16", "fp8_token", "fp8_128", "fp8_foreseen", "mxfp8", "mxfp4", "nvfp4_token", "nvfp4_static", "nvfp4_foreseen"
+    "bf16",
+    "fp8_token",
+    "fp8_128",
+    "fp8_512",
+    "fp8_foreseen",
+    "mxfp8",
+    "mxfp4",
+    "nvfp4_token",
+    "nvfp4_static",
+    "nvfp4_foreseen",
 ]
 WeightsRounding = Literal["e4m3_product", "mxfp4_requantize", "mxfp4_max"]
 
@@ -21,8 +30,8 @@ class RoundingPoints:
     Attributes:
         name: recipe, or "exact".
         checkpoint: format of the weights that the recipe takes ("nvfp4", "mxfp4"), None for any.
-        l1_acts: tokens, as the first GEMM reads them. `fp8_token`: `quantize_to_fp8(x)`; `fp8_128`: the same for 128
-        values;
+        l1_acts: tokens, as the first GEMM reads them. `fp8_token`: `quantize_to_fp8(x)`, also where the caller
+            brings codes; `fp8_128`, `fp8_512`: `quantize_to_fp8(x, gran_k=...)`;
             `fp8_foreseen`: `quantize_to_fp8(x, gran_k=128, foreseen=s)`, s of reference/forecast.py (`l2_acts` only);
             `mxfp8`, `mxfp4`: `quantize_to_mx...`; `nvfp4_token`: `quantize_to_nvfp4(x, global_scale="token")`;
             `nvfp4_static`: with a given scale for each expert; `nvfp4_foreseen`: with the power of two of
@@ -72,11 +81,11 @@ _POINTS: dict[str, RoundingPoints] = {
         ),
         RoundingPoints(name="mxfp4_mxfp4", checkpoint="mxfp4", l1_acts="mxfp4", l2_acts="mxfp4"),
         RoundingPoints(
-            name="fp8_nvfp4", checkpoint="nvfp4", l1_acts="fp8_token", weights="e4m3_product", l2_acts="fp8_foreseen"
+            name="fp8_nvfp4", checkpoint="nvfp4", l1_acts="fp8_512", weights="e4m3_product", l2_acts="fp8_foreseen"
         ),
         RoundingPoints(name="bf16_nvfp4", checkpoint="nvfp4", l1_acts="bf16", l2_acts="bf16"),
         RoundingPoints(
-            name="fp8_mxfp4", checkpoint="mxfp4", l1_acts="fp8_token", weights="e4m3_product", l2_acts="fp8_foreseen"
+            name="fp8_mxfp4", checkpoint="mxfp4", l1_acts="fp8_512", weights="e4m3_product", l2_acts="fp8_foreseen"
         ),
         RoundingPoints(name="bf16_mxfp4", checkpoint="mxfp4", l1_acts="bf16", l2_acts="bf16"),
     )

@@ -12,7 +12,7 @@ struct PeerTable {
 // Byte offsets of a buffer's parts (runtime/symmetric.py).
 struct SymOffsets {
     uint64_t tokens;        // [max tokens][kTokenRowBytes]: staged codes, K in token order
-    uint64_t token_sf;      // [max tokens] f32
+    uint64_t token_sf;      // f32 [max tokens], sm_90a: [max tokens][scales of blocks, then the largest one's]
     uint64_t topk_idx;      // [max tokens][kNumTopk] int32 or int64
     uint64_t topk_weights;  // [max tokens][kNumTopk] f32
     uint64_t partials;      // [max tokens * kNumTopk][kHiddenPadded] bf16: weighted expert outputs, one row a slot

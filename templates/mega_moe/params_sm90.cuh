@@ -14,10 +14,11 @@ struct Params {
     // Workspace of this rank; the counters are zero between calls.
     // Pool rows are routed rows, expert by expert; each token tile has kBlockN of its own.
     uint8_t* tokens;         // [pool rows][kHiddenK], K in token order
+    float* tokens_sf;        // [K of L1 / 512][pool rows] (E4M3)
     uint8_t* acts;           // [pool rows][kIntermediatePadded], K in token order
     float* acts_sf;          // [kIntermediatePadded / 128][pool rows] (E4M3)
     uint32_t* routed;        // [pool rows]: token * top-k + slot
-    float* routed_sf;        // [pool rows]: the token's scale (E4M3)
+    float* routed_sf;        // [pool rows]: the scale that would make the token's largest value 448 (E4M3)
     float* routed_weights;   // [pool rows]: the slot's top-k weight
     uint32_t* rows_ready;    // [token tiles]: rows that dispatch has brought
     uint32_t* l1_done;       // [token tiles]: finished L1 tiles

@@ -11,6 +11,16 @@ __device__ __forceinline__ uint16_t cvt_e4m3x2(float first, float second) {
     return packed;
 }
 
+// Two E4M3 codes, exactly; the low byte's value is x.
+__device__ __forceinline__ float2 cvt_f32x2(uint16_t e4m3x2) {
+    float2 v;
+    asm("{\n.reg .b32 pair;\n.reg .b16 low, high;\ncvt.rn.f16x2.e4m3x2 pair, %2;\nmov.b32 {low, high}, pair;\n"
+        "cvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
+        : "=f"(v.x), "=f"(v.y)
+        : "h"(e4m3x2));
+    return v;
+}
+
 // Two floats to BF16, round to nearest even; `first` goes to the low half.
 __device__ __forceinline__ uint32_t cvt_bf16x2(float first, float second) {
     uint32_t packed;

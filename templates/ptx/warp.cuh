@@ -13,6 +13,13 @@ __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
 // reading that number (S2R) takes its place in the queue of shared memory's loads: 100 clocks and more in the middle of a loop.
 __device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, threadIdx.x % 32); }
 
+// Sum over a warp's lanes, modulo 2^32.
+__device__ __forceinline__ uint32_t redux_add(uint32_t value) {
+    uint32_t sum;
+    asm volatile("redux.sync.add.u32 %0, %1, 0xFFFFFFFF;" : "=r"(sum) : "r"(value));
+    return sum;
+}
+
 // Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
 // column l % 8 of matrix l / 8 goes to the 16 bytes at lane l's address. PTX ISA, "stmatrix".
 template <uint32_t kNum>

@@ -1,10 +1,11 @@
 // Staging: BF16 tokens into the symmetric buffer, quantised by the recipe, K in token order; a block takes one token after another.
 //
-// E4M3: scale = max(amax, kMinAmax) / 448 in FP32, codes = RNE(x x (1 / scale)). BF16: the values as they are. Tokens that were
-// quantised by the caller (config::kSourceIsCodes) are only put in order. Padding of K is zeros.
+// E4M3: a scale for 512 values (mega_moe/scale_search.cuh), codes = RNE(x x (1 / scale)). BF16: the values as they are. Tokens that were
+// quantised by the caller (config::kSourceIsCodes), with one scale, are only put in order. Padding of K is zeros.
 #include "comm/peers.cuh"
 #include "config.cuh"
 #include "layout/token_order.cuh"
+#include "mega_moe/scale_search.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/fence.cuh"
 #include "types.cuh"
@@ -28,7 +29,6 @@ static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs ot
 constexpr uint32_t kSourceBytes = config::kSourceIsCodes ? 1 : 2;
 constexpr uint32_t kPiece = 8;                                          // neighbouring elements a thread handles at once
 constexpr uint32_t kNumPieces = config::kHiddenK / kPiece;
-constexpr uint32_t kPiecesPerThread = (kNumPieces + config::kNumThreads - 1) / config::kNumThreads;
 
 struct Piece {
     uint32_t words[kPiece * kSourceBytes / 4];
@@ -55,13 +55,6 @@ __device__ __forceinline__ Piece load_piece(const uint8_t* row, uint32_t first) 
         piece.words[i * kSourceBytes / 4] |= value << (8 * (i * kSourceBytes % 4));
     }
     return piece;
-}
-
-__device__ __forceinline__ float piece_amax(const Piece& piece) {
-    float largest = 0.0f;
-#pragma unroll
-    for (uint32_t w : piece.words) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(w)), fabsf(ptx::bf16_high(w))));
-    return largest;
 }
 
 __device__ __forceinline__ float block_max(float value) {
@@ -103,38 +96,59 @@ __device__ __forceinline__ void copy_routing(const Params& params, uint32_t toke
     }
 }
 
+// E4M3 codes of eight values, as words.
+__device__ __forceinline__ void encode_piece(const uint32_t* pairs, float inverse, uint32_t (&codes)[2]) {
+#pragma unroll
+    for (uint32_t w = 0; w < 2; ++w) {
+        const uint32_t a = pairs[2 * w], b = pairs[2 * w + 1];
+        codes[w] = uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(a) * inverse, ptx::bf16_high(a) * inverse)) |
+                   uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(b) * inverse, ptx::bf16_high(b) * inverse)) << 16;
+    }
+}
+
+// A token's scales, then the one that would make its largest value 448.
+__device__ __forceinline__ float* token_sf(const Params& params, uint32_t token) {
+    return reinterpret_cast<float*>(params.base + params.sym.token_sf) + uint64_t(token) * (config::kScaleBlocks + 1);
+}
+
+// A warp takes one block of 512 values after another, two pieces a lane.
+__device__ __forceinline__ void quantize_token(const Params& params, const uint8_t* source, uint8_t* row, uint32_t token) {
+    constexpr uint32_t kNumWarps = config::kNumThreads / 32;
+    const uint32_t lane = threadIdx.x % 32;
+    float largest = 0.0f;
+    for (uint32_t block = threadIdx.x / 32; block < config::kScaleBlocks; block += kNumWarps) {
+        uint32_t pairs[8];
+#pragma unroll
+        for (uint32_t i = 0; i < 2; ++i) {
+            const Piece piece = load_piece(source, block * 512 + (32 * i + lane) * kPiece);
+#pragma unroll
+            for (uint32_t w = 0; w < 4; ++w) pairs[4 * i + w] = piece.words[w];
+        }
+        const mega_moe::BlockScale found = mega_moe::search_scale(pairs);
+        largest = fmaxf(largest, found.smallest);
+        if (lane == 0) token_sf(params, token)[block] = found.scale;
+#pragma unroll
+        for (uint32_t i = 0; i < 2; ++i) {
+            const uint32_t first = block * 512 + (32 * i + lane) * kPiece;
+            uint32_t codes[2];
+            encode_piece(pairs + 4 * i, found.inverse, codes);
+            if (first < config::kHiddenK) store_runs(row, first, codes);
+        }
+    }
+    largest = block_max(largest);
+    if (threadIdx.x == 0) token_sf(params, token)[config::kScaleBlocks] = largest;
+}
+
 __device__ __forceinline__ void copy_token(const Params& params, uint32_t token) {
     const uint8_t* source = params.x + uint64_t(token) * params.x_stride_bytes;
     uint8_t* row = params.base + params.sym.tokens + uint64_t(token) * config::kTokenRowBytes;
-    Piece pieces[kPiecesPerThread];
-    float largest = 0.0f;
-#pragma unroll
-    for (uint32_t i = 0; i < kPiecesPerThread; ++i) {
-        const uint32_t piece = threadIdx.x + i * config::kNumThreads;
-        pieces[i] = piece < kNumPieces ? load_piece(source, piece * kPiece) : Piece{};
-        if constexpr (!config::kSourceIsCodes) largest = fmaxf(largest, piece_amax(pieces[i]));
-    }
-    float inverse = 1.0f;
-    if constexpr (config::kIsFp8) {
-        const float scale = config::kSourceIsCodes ? params.x_sf[token] : fmaxf(block_max(largest), config::kMinAmax) / 448.0f;
-        inverse = 1.0f / scale;
-        if (threadIdx.x == 0) reinterpret_cast<float*>(params.base + params.sym.token_sf)[token] = scale;
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < kPiecesPerThread; ++i) {
-        const uint32_t first = (threadIdx.x + i * config::kNumThreads) * kPiece;
-        if (first >= config::kHiddenK) break;
-        if constexpr (config::kIsFp8 && !config::kSourceIsCodes) {
-            uint32_t codes[2];
-#pragma unroll
-            for (uint32_t w = 0; w < 2; ++w) {
-                const uint32_t a = pieces[i].words[2 * w], b = pieces[i].words[2 * w + 1];
-                codes[w] = uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(a) * inverse, ptx::bf16_high(a) * inverse)) |
-                           uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(b) * inverse, ptx::bf16_high(b) * inverse)) << 16;
-            }
-            store_runs(row, first, codes);
-        } else {
-            store_runs(row, first, pieces[i].words);
+    if constexpr (config::kIsFp8 && !config::kSourceIsCodes) {
+        quantize_token(params, source, row, token);
+    } else {
+#pragma unroll 4
+        for (uint32_t piece = threadIdx.x; piece < kNumPieces; piece += config::kNumThreads) store_runs(row, piece * kPiece, load_piece(source, piece * kPiece).words);
+        if constexpr (config::kIsFp8) {
+            for (uint32_t i = threadIdx.x; i <= config::kScaleBlocks; i += config::kNumThreads) token_sf(params, token)[i] = params.x_sf[token];
         }
     }
 }

@@ -87,11 +87,13 @@ def test_every_block_scale(recipe: str, low: int, high: int) -> None:
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("view_dtype", [torch.int32, torch.int64])
 def test_views_filled_by_the_caller(recipe: str, index_dtype: torch.dtype, view_dtype: torch.dtype) -> None:
-    """Codes written into the views give what staging gives."""
+    """Codes written into the views, with one scale a token, give what staging gives."""
     weights = MoeWeights.random(4, 272, 256, seed=4, device="cuda")
     l1, l2 = transform_weights(weights, recipe, "sm_90a")
     buffer = get_symm_buffer_for_nvfp4_mega_moe(None, 4, 64, 2, 272, 256, recipe=recipe, topk_idx_dtype=view_dtype)
     x, topk_idx, topk_weights = tokens_and_routing(30, 272, 4, 2, index_dtype=index_dtype)
+    x = (60 * x).to(torch.float8_e4m3fn).bfloat16()  # exact with a token's one scale, so that staging finds no better
+    x[:, 7] = 448.0
     stage_tokens(x, topk_idx, topk_weights, buffer)
     staged = fp8_nvfp4_mega_moe(torch.empty_like(x), l1, l2, buffer)
     buffer.topk_idx.fill_(-1)

@@ -32,13 +32,18 @@ class Order:
     l2_tiles_per_l1: int = 1
 
     def layer(self, *, is_l2: bool) -> list[Tile]:
-        """Return a layer's tiles: expert by expert, weight rows outside, tokens inside."""
+        """Return a layer's tiles: expert by expert, weight rows outside, tokens inside.
+
+        Which token tile comes first is another one in each of the grid's rounds, or a block could always meet the same.
+        """
         tiles: list[Tile] = []
         first = 0
         for expert, count in enumerate(self.rows):
             num = -(-count // self.block_n)
             for m_tile in range(self.l2_m_tiles if is_l2 else self.l1_m_tiles):
-                for n in range(num):
+                around = len(tiles) // self.num_blocks  # the round of the first of these
+                for place in range(num):
+                    n = (place + around) % num
                     num_rows = min(self.block_n, count - n * self.block_n)
                     tiles.append(
                         Tile(is_l2=is_l2, expert=expert, m_tile=m_tile, token_tile=first + n, num_rows=num_rows)

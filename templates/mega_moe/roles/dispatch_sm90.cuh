@@ -9,6 +9,7 @@
 #pragma once
 #include "layout/token_order.cuh"
 #include "mega_moe/context_sm90.cuh"
+#include "mega_moe/scale_search.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/fence.cuh"
 #include "ptx/ld_st.cuh"
@@ -19,10 +20,6 @@ constexpr uint32_t kNumWarps = config::kNumThreads / 32;
 constexpr uint32_t kRun = layout::TokenOrder<config::kIsFp8>::kRun;
 constexpr uint32_t kVector = 16 / config::kActBytes;  // elements of a vector: runs of four 16-groups
 constexpr uint32_t kRowVectors = config::kTokenRowBytes / 16;
-template <uint32_t kThreads>
-constexpr uint32_t kPerThread = (kRowVectors + kThreads - 1) / kThreads;  // vectors of a token, where kThreads threads share it
-template <uint32_t kThreads>
-constexpr uint32_t kHeld = kPerThread<kThreads> < 4 ? kPerThread<kThreads> : 4;  // stay in registers; others are read twice
 static_assert(kVector == 4 * kRun);
 
 __device__ __forceinline__ int32_t local_expert(const mega_moe::Params& params, uint32_t slot) {
@@ -141,14 +138,7 @@ __device__ __forceinline__ Values16 load_values(const uint8_t* x_row, uint32_t v
     return values;
 }
 
-__device__ __forceinline__ float amax(const Values16& values) {
-    float largest = 0.0f;
-#pragma unroll
-    for (uint32_t w : values.words) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(w)), fabsf(ptx::bf16_high(w))));
-    return largest;
-}
-
-__device__ __forceinline__ uint4 encode(const Values16& values, float inverse) {
+__device__ __forceinline__ uint4 encode(const Values16& values, float inverse = 1.0f) {
     uint32_t stored[4];
 #pragma unroll
     for (uint32_t t = 0; t < 4; ++t) {
@@ -166,7 +156,7 @@ __device__ __forceinline__ uint4 encode(const Values16& values, float inverse) {
 // Puts a vector into each of the token's rows.
 __device__ __forceinline__ void store_vector(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t vector, const uint4& stored) {
     if (vector >= kRowVectors) return;
-#pragma unroll 8  // all rows of a large top-k at once would spill what is held of x
+#pragma unroll 8
     for (uint32_t k = 0; k < config::kNumTopk; ++k) {
         const uint32_t row = pool_rows[k];
         if (row != ~0u) reinterpret_cast<uint4*>(params.tokens + uint64_t(row) * config::kTokenRowBytes)[vector] = stored;
@@ -187,41 +177,48 @@ __device__ __forceinline__ float largest_of(mega_moe::Schedule& schedule, float 
     return value;
 }
 
-// What a thread holds of a token of the caller's.
+constexpr uint32_t kScaleVectors = config::kPromotedStages * config::kTokenKBytes / 16;  // of a block with one scale: a warp's, a vector a lane
+static_assert(!config::kIsFp8 || kScaleVectors == 32);
+constexpr uint32_t kScaleBlocks = config::kScaleBlocks;
+static_assert(kScaleBlocks == (kRowVectors + kScaleVectors - 1) / kScaleVectors || !config::kIsFp8);
+
+// Gives the rows of a token the scale of a block.
+__device__ __forceinline__ void store_scale(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t block, float scale) {
+    const uint32_t lane = threadIdx.x % 32;
+    if (lane < config::kNumTopk && pool_rows[lane] != ~0u) params.tokens_sf[uint64_t(block) * params.pool_rows + pool_rows[lane]] = scale;
+}
+
 template <uint32_t kThreads>
-struct HeldValues {
-    Values16 vectors[kHeld<kThreads>];
+__device__ __forceinline__ Values16 load_first(const mega_moe::Params& params, uint32_t token) {
+    return load_values(params.x + uint64_t(token) * params.x_stride_bytes, threadIdx.x % kThreads);
+}
 
-    __device__ __forceinline__ void load(const mega_moe::Params& params, uint32_t token) {
-        const uint8_t* x_row = params.x + uint64_t(token) * params.x_stride_bytes;
-#pragma unroll
-        for (uint32_t i = 0; i < kHeld<kThreads>; ++i) vectors[i] = load_values(x_row, threadIdx.x % kThreads + kThreads * i);
-    }
-};
-
-// kThreads threads: a token from the caller's x, quantised, to its rows. Returns its scale.
+// kThreads threads: a token from the caller's x, quantised, to its rows; `first` is each thread's first vector of it. Returns the scale that
+// would make its largest value 448.
 template <uint32_t kThreads>
 __device__ __forceinline__ float quantize_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t token,
-                                                const HeldValues<kThreads>& held) {
+                                                const Values16& first) {
     const uint32_t thread = threadIdx.x % kThreads;
     const uint8_t* x_row = params.x + uint64_t(token) * params.x_stride_bytes;
-    float scale = 1.0f, inverse = 1.0f;
     if constexpr (config::kIsFp8) {
         float largest = 0.0f;
-#pragma unroll
-        for (uint32_t i = 0; i < kHeld<kThreads>; ++i) largest = fmaxf(largest, amax(held.vectors[i]));
+        Values16 values = first;
+#pragma unroll 1
+        for (uint32_t vector = thread; vector / kScaleVectors < kScaleBlocks; vector += kThreads) {
+            const Values16 next = load_values(x_row, vector + kThreads);
+            const mega_moe::BlockScale found = mega_moe::search_scale(values.words);
+            store_vector(params, pool_rows, vector, encode(values, found.inverse));
+            store_scale(params, pool_rows, vector / kScaleVectors, found.scale);
+            largest = fmaxf(largest, found.smallest);
+            values = next;
+        }
+        return largest_of<kThreads>(schedule, largest);
+    } else {
+        store_vector(params, pool_rows, thread, encode(first));
 #pragma unroll 4
-        for (uint32_t i = kHeld<kThreads>; i < kPerThread<kThreads>; ++i) largest = fmaxf(largest, amax(load_values(x_row, thread + kThreads * i)));
-        scale = fmaxf(largest_of<kThreads>(schedule, largest), config::kMinAmax) / 448.0f;
-        inverse = 1.0f / scale;
+        for (uint32_t vector = thread + kThreads; vector < kRowVectors; vector += kThreads) store_vector(params, pool_rows, vector, encode(load_values(x_row, vector)));
+        return 1.0f;
     }
-#pragma unroll
-    for (uint32_t i = 0; i < kHeld<kThreads>; ++i) store_vector(params, pool_rows, thread + kThreads * i, encode(held.vectors[i], inverse));
-#pragma unroll 2
-    for (uint32_t i = kHeld<kThreads>; i < kPerThread<kThreads>; ++i) {
-        store_vector(params, pool_rows, thread + kThreads * i, encode(load_values(x_row, thread + kThreads * i), inverse));
-    }
-    return scale;
 }
 
 // kThreads threads: a token that staging has quantised.
@@ -230,12 +227,15 @@ __device__ __forceinline__ float copy_token(const mega_moe::Params& params, cons
     const uint4* row = reinterpret_cast<const uint4*>(comm::part<const uint8_t>(params.peers, 0, params.sym.tokens) + uint64_t(token) * config::kTokenRowBytes);
 #pragma unroll 4
     for (uint32_t vector = threadIdx.x % kThreads; vector < kRowVectors; vector += kThreads) store_vector(params, pool_rows, vector, row[vector]);
-    return config::kHasTokenScales ? comm::part<const float>(params.peers, 0, params.sym.token_sf)[token] : 1.0f;
+    if constexpr (!config::kIsFp8) return 1.0f;
+    const float* scales = comm::part<const float>(params.peers, 0, params.sym.token_sf) + uint64_t(token) * (kScaleBlocks + 1);
+    for (uint32_t block = threadIdx.x % kThreads / 32; block < kScaleBlocks; block += kThreads / 32) store_scale(params, pool_rows, block, scales[block]);
+    return scales[kScaleBlocks];
 }
 
 // One token, by kThreads threads: a warp, or the whole block.
 template <uint32_t kThreads>
-__device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t token, const HeldValues<kThreads>& held) {
+__device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t token, const Values16& first) {
     static_assert(config::kNumTopk <= 32, "a lane a slot");
     const uint32_t warp = threadIdx.x % kThreads < 32 ? threadIdx.x / 32 : ~0u, lane = threadIdx.x % 32, slot = token * config::kNumTopk + lane;
     uint32_t (&pool_rows)[config::kNumTopk] = schedule.pool_rows[kThreads == 32 ? threadIdx.x / 32 : 0];
@@ -249,7 +249,7 @@ __device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, m
     if (warp != ~0u && lane < config::kNumTopk) pool_rows[lane] = pool_row;
     if constexpr (kThreads == 32) __syncwarp();
     else __syncthreads();
-    const float scale = params.x != nullptr ? quantize_token<kThreads>(params, schedule, pool_rows, token, held) : copy_token<kThreads>(params, pool_rows, token);
+    const float scale = params.x != nullptr ? quantize_token<kThreads>(params, schedule, pool_rows, token, first) : copy_token<kThreads>(params, pool_rows, token);
     if (expert >= 0) {
         params.routed[pool_row] = slot;
         params.routed_weights[pool_row] = params.topk_weights[slot];
@@ -266,17 +266,16 @@ __device__ __forceinline__ void dispatch(const mega_moe::Params& params, mega_mo
     const Share share(params.num_tokens);
     // A single token's values are on their way while the schedule is made.
     const bool is_single = share.end - share.begin == 1;
-    HeldValues<config::kNumThreads> single = {};
-    if (is_single && params.x != nullptr) single.load(params, share.begin);
+    Values16 first = {};
+    if (is_single && params.x != nullptr) first = load_first<config::kNumThreads>(params, share.begin);
     build_schedule(params, schedule, share);
     if (is_single) {
-        dispatch_token<config::kNumThreads>(params, schedule, share.begin, single);
+        dispatch_token<config::kNumThreads>(params, schedule, share.begin, first);
         return;
     }
     for (uint32_t token = share.begin + threadIdx.x / 32; token < share.end; token += kNumWarps) {
-        HeldValues<32> held = {};
-        if (params.x != nullptr) held.load(params, token);
-        dispatch_token<32>(params, schedule, token, held);
+        if (params.x != nullptr) first = load_first<32>(params, token);
+        dispatch_token<32>(params, schedule, token, first);
     }
 }
 

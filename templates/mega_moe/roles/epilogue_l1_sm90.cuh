@@ -38,16 +38,13 @@ __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe
         }
 #pragma unroll
         for (uint32_t j = 0; j < kWidth / 4; j += 2) {
-            float2 scale = {1.0f, 1.0f};
-            if constexpr (config::kHasTokenScales) scale = *reinterpret_cast<const float2*>(&columns.factor[j / 2 * 8 + lane % 4 * 2]);
 #pragma unroll
             for (uint32_t i = 0; i < 2; ++i) {
                 const uint32_t r = j * 2 + i;  // half 0; half 1 is r + 2
-                const float s = i == 0 ? scale.x : scale.y;
                 if constexpr (config::kIsGated) {
-                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r], s * columns.alpha[0], bias[0]), fmaf(sums[m][r + 2], s * columns.alpha[1], bias[1]));
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r], columns.alpha[0], bias[0]), fmaf(sums[m][r + 2], columns.alpha[1], bias[1]));
                 } else {
-                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], s * columns.alpha[0], bias[0]));
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], columns.alpha[0], bias[0]));
                 }
             }
         }

@@ -30,11 +30,14 @@ __device__ __forceinline__ void load_rows(const mega_moe::Context& ctx, const me
         for (uint32_t k = 0; k < kStages; ++k, cursor.advance()) {
             const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
             if constexpr (kIsL2 && config::kIsFp8) ctx.smem.has_own_sf[cursor.stage] = has_own_sf;
+            // L1's scale factors come with the last stage before a promotion.
+            const bool has_sf = config::kIsFp8 && (kIsL2 ? has_own_sf : k % config::kPromotedStages + 1 == config::kPromotedStages || k + 1 == kStages);
             // Consumers read the stage's last scale factors by ordinary loads; the copy writes through the async proxy.
-            if (has_own_sf) ptx::fence_proxy_async_shared();
-            ptx::mbarrier_arrive_expect_tx(full, rows * config::kTokenKBytes + (has_own_sf ? kSfBytes : 0));
-            if (has_own_sf) {
-                ptx::cp_async_bulk(ptx::smem_address(ctx.smem.acts_sf[cursor.stage]), ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.pool_row, kSfBytes, full);
+            if (has_sf) ptx::fence_proxy_async_shared();
+            ptx::mbarrier_arrive_expect_tx(full, rows * config::kTokenKBytes + (has_sf ? kSfBytes : 0));
+            if (has_sf) {
+                const float* sf = kIsL2 ? ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows : ctx.params.tokens_sf + uint64_t(k / config::kPromotedStages) * ctx.params.pool_rows;
+                ptx::cp_async_bulk(ptx::smem_address(ctx.smem.sf[cursor.stage]), sf + tile.pool_row, kSfBytes, full);
             }
             const uint32_t stage = ptx::smem_address(ctx.smem.tokens[cursor.stage]);
             for (uint32_t row = 0; row < rows; row += config::kBoxRows) {

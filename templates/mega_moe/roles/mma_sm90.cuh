@@ -142,12 +142,13 @@ __device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums
 }
 
 // A column's scale factor of a stage, and that of its neighbour.
-__device__ __forceinline__ float2 own_sf(const Consumer& c, uint32_t stage, uint32_t r) {
-    return *reinterpret_cast<const float2*>(&c.ctx.smem.acts_sf[stage][r * 2 + c.thread % 4 * 2]);
+__device__ __forceinline__ float2 stage_sf(const Consumer& c, uint32_t stage, uint32_t r) {
+    return *reinterpret_cast<const float2*>(&c.ctx.smem.sf[stage][r * 2 + c.thread % 4 * 2]);
 }
 
-// Adds the tensor core's sums to the totals, times the last stage's scale factors where the tile has some.
-template <bool kHasOwnSf, uint32_t kWidth>
+// Adds the tensor core's sums to the totals, times the last stage's scale factors where it has some (L1, and some tiles
+// of L2).
+template <bool kHasSf, uint32_t kWidth>
 __device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const Sums<kWidth>& sums, Sums<kWidth>& total) {
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m)
@@ -155,10 +156,10 @@ __device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const
         for (uint32_t r = 0; r < kWidth / 2; r += 4) {
             // Registers r % 2 are neighbouring columns, r / 4 the group of 8.
             float2 sf = {1.0f, 1.0f};
-            if constexpr (kHasOwnSf) sf = own_sf(c, stage, r);
+            if constexpr (kHasSf) sf = stage_sf(c, stage, r);
 #pragma unroll
             for (uint32_t i = 0; i < 4; ++i) {
-                if constexpr (kHasOwnSf) {
+                if constexpr (kHasSf) {
                     total[m][r + i] = fmaf(sums[m][r + i], i % 2 == 0 ? sf.x : sf.y, total[m][r + i]);
                 } else {
                     total[m][r + i] += sums[m][r + i];
@@ -176,7 +177,7 @@ __device__ __forceinline__ void rescale(const Consumer& c, uint32_t from, uint32
         tie(sums[m]);
 #pragma unroll
         for (uint32_t r = 0; r < kWidth / 2; r += 4) {
-            const float2 before = own_sf(c, from, r), after = own_sf(c, to, r);
+            const float2 before = stage_sf(c, from, r), after = stage_sf(c, to, r);
             const float x = before.x / after.x, y = before.y / after.y;
             sums[m][r] *= x, sums[m][r + 1] *= y, sums[m][r + 2] *= x, sums[m][r + 3] *= y;
         }
@@ -238,7 +239,7 @@ __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) 
         tie(work.fragments[1]);
 #pragma unroll
         for (uint32_t m = 0; m < kM64; ++m) tie(sums[m]);
-        if constexpr (config::kIsFp8) promote<kHasOwnSf, kWidth>(c, work.previous, sums, total);
+        if constexpr (config::kIsFp8) promote<!kIsL2 || kHasOwnSf, kWidth>(c, work.previous, sums, total);
     }
     c.release_if(true, work.previous);
 }
