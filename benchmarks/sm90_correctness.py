@@ -23,8 +23,8 @@ from megamoe_jit.reference.compare import cosine, rel_l2
 from megamoe_jit.reference.moe import moe_reference
 
 BOUNDS = {"fp8_nvfp4": 8e-3, "bf16_nvfp4": 3e-3, "fp8_mxfp4": 8e-3, "bf16_mxfp4": 3e-3}
-# E4M3's bound is for as many intermediate values as the share of codes that meet a neighbour averages over; fewer may be
-# twice as far off.
+# E4M3's bound is for as many intermediate values as the share of codes that meet a neighbour averages over; fewer may
+# be twice as far off.
 ENOUGH_VALUES = 30_000
 
 

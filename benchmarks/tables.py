@@ -94,10 +94,12 @@ def sm90_budgets_table() -> str:
         *("Recipe", "Token tile", "Passes x rows", "Stages", "A stage, B (tokens + weights)", "Shared memory, B"),
         *("Unused, B", "Registers of sums", "Registers of fragments"),
     )
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    registers: dict[tuple[int, int], int] = {}  # of loaders and consumers, and the first token tile with so many
     for recipe in (get_recipe("fp8_nvfp4"), get_recipe("bf16_nvfp4")):
         for block_n in token_tiles(problem, recipe):
             config = config_for_tile(problem, recipe, arch, block_n)
+            registers.setdefault(config.registers, block_n)
             is_fp8, m64 = config.shapes.is_fp8, config.pass_m // 64 // 2  # 64-row tiles that a warpgroup multiplies
             counts = (config.smem_bytes, arch.max_smem_bytes - config.smem_bytes, m64 * block_n // 2 * (1 + is_fp8))
             rows.append(
@@ -107,12 +109,15 @@ def sm90_budgets_table() -> str:
                     *map(str, (*counts, 2 * m64 * (8 if is_fp8 else 16))),
                 )
             )
-    registers = {name: int(config.constants()[f"{name}_registers"]) for name in ("loader", "consumer")}
     threads = config.num_threads - 128
+    sums = (
+        f"from token tile {block_n} on {threads} consumer threads x {consumer} + 128 loader threads x {loader} = "
+        f"{threads * consumer + 128 * loader}"
+        for (loader, consumer), block_n in registers.items()
+    )
     note = (
         f"A block may have {arch.max_smem_bytes} B of shared memory, and an SM has {arch.regs_per_sm} registers: "
-        f"{threads} consumer threads x {registers['consumer']} + 128 loader threads x {registers['loader']} = "
-        f"{threads * registers['consumer'] + 128 * registers['loader']}."
+        f"{', '.join(sums)}."
     )
     return markdown_table(headings, rows) + f"\n{note}\n"
 

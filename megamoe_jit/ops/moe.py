@@ -125,7 +125,7 @@ def _stage(x: Tensor, topk_idx: Tensor, topk_weights: Tensor, buffer: SymmBuffer
     if backend == "reference":
         codes, x_sf, x_scales = quantize_tokens(x, buffer.recipe)
         buffer.fill(codes, x_sf, topk_idx, topk_weights, x_scales=x_scales)
-        buffer.num_staged = x.shape[0]
+        buffer.num_staged, buffer.staged = x.shape[0], x.clone()
     else:
         staging_plan(buffer).stage(x, None, topk_idx, topk_weights)
 
@@ -187,8 +187,9 @@ def fp8_nvfp4_mega_moe(
         check_weights(l1_weights, l2_weights, sym_buffer, spec)
         num_tokens = y.shape[0]
         check_staged(num_tokens, sym_buffer)
+        staged = sym_buffer.staged
         run_reference(
-            token_values(sym_buffer, num_tokens),
+            token_values(sym_buffer, num_tokens) if staged is None else staged,
             sym_buffer.topk_idx[:num_tokens],
             sym_buffer.topk_weights[:num_tokens],
             untransform_weights(l1_weights, l2_weights),
@@ -197,11 +198,11 @@ def fp8_nvfp4_mega_moe(
             routed_scaling_factor=routed_scaling_factor,
             topk_weight_stage=topk_weight_stage,
             expert_offset=sym_buffer.experts_start_idx,
-            x_is_rounded=True,
+            x_is_rounded=staged is None,
             recv_stats=cumulative_local_expert_recv_stats,
             out=y,
         )
-        sym_buffer.num_staged = None
+        sym_buffer.num_staged = sym_buffer.staged = None
         return y
     check_stage(topk_weight_stage, sym_buffer.recipe)
     plan = moe_plan(sym_buffer, spec, fast_math=bool(fast_math), topk_weight_stage=topk_weight_stage)

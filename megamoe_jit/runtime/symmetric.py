@@ -125,6 +125,7 @@ class SymmBuffer:
         self._storage: Tensor | None = self._allocate()
         self.handle: SymmHandle | None = SymmHandle(buffer_ptrs=(self._storage.data_ptr(),), rank=rank)
         self.num_staged: int | None = None  # tokens that stage_tokens put in kernel order for the next call
+        self.staged: torch.Tensor | None = None  # they themselves, for the reference: the views hold rounded ones
         self.plans: dict[Any, Any] = {}  # prepared launches over this memory (ops.plan)
 
         t, h, acts = problem.max_tokens_per_rank, problem.hidden, recipe.l1_acts
@@ -262,7 +263,7 @@ class SymmBuffer:
         with torch.no_grad():
             for goal, raw in copies:
                 goal[:num_tokens].copy_(raw)
-        self.num_staged = None
+        self.num_staged = self.staged = None
 
     @property
     def _code_dtypes(self) -> tuple[torch.dtype, ...]:

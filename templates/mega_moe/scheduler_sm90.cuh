@@ -23,6 +23,14 @@ struct Tile {
 // The MMA role has an instance for each width.
 static_assert((config::kBlockN - config::kMinWidth) % config::kWidthStep == 0 && config::kMinWidth <= config::kBlockN);
 
+__device__ __forceinline__ uint32_t greatest_common_divisor(uint32_t a, uint32_t b) {
+    while (b != 0) {
+        const uint32_t rest = a % b;
+        a = b, b = rest;
+    }
+    return a;
+}
+
 struct Scheduler {
     const Schedule& schedule;
 
@@ -52,9 +60,10 @@ struct Scheduler {
         while (i >= schedule.tile_begin[expert + 1] * kMTiles) ++expert;
         const uint32_t first = schedule.tile_begin[expert], count = schedule.tile_begin[expert + 1] - first;
         const uint32_t in_expert = i - first * kMTiles, place = in_expert % count;
-        // A grid's blocks would always have the same place in an expert with as many tiles as divide it, be they full or not: each round
-        // begins with another.
-        const uint32_t n = (place + (i - place) / gridDim.x) % count;
+        // After `cycle` rounds of the grid a block would be back at the same place, and might never meet an expert's last tile, which is
+        // seldom full: from there on it begins with the next.
+        const uint32_t cycle = count / greatest_common_divisor(count, gridDim.x);
+        const uint32_t n = (place + (i - place) / gridDim.x / cycle) % count;
         Tile tile;
         tile.expert = expert;
         tile.m_tile = in_expert / count;

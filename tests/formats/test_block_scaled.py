@@ -78,6 +78,7 @@ def mxfp4_floor_bound(x: torch.Tensor, scale: torch.Tensor, q: QuantizedTensor) 
 @bounded_by("mxfp8", quantize_to_mxfp8)
 @bounded_by("fp8 token", quantize_to_fp8)
 @bounded_by("fp8 block", lambda x: quantize_to_fp8(x, gran_k=128))
+@bounded_by("fp8 512", lambda x: quantize_to_fp8(x, gran_k=512))
 def fp8_bound(x: torch.Tensor, scale: torch.Tensor, q: QuantizedTensor) -> torch.Tensor:
     return torch.maximum(x.abs() / 17, scale * 2.0**-10)
 

@@ -36,9 +36,9 @@ __all__ = ["gpu"]
 NUM_SMS = 132
 
 
-def pool_rows(capacity: int = CAPACITY) -> int:
+def pool_rows(capacity: int = CAPACITY, recipe: str = "fp8_nvfp4") -> int:
     """Rows of the pool: all slots, and room to fill each expert's last token tile, whichever tile is taken."""
-    slots, widest = capacity * TOPK, 128
+    slots, widest = capacity * TOPK, 192 if recipe.startswith("fp8") else 128
     rows = slots + min(slots, EXPERTS) * (widest - 1)
     return -(-rows // 4) * 4
 
@@ -106,6 +106,8 @@ def test_the_fused_launch_gets_everything(gpu: RecordingGpu, monkeypatch: pytest
     assert params.l2_alphas == l2.alphas.data_ptr()
     assert (params.l1_bias, params.l2_bias) == (address(l1.bias), address(l2.bias))
     assert params.l1_bias != 0
+    assert l1.forecast is not None
+    assert params.forecast == l1.forecast.data_ptr()
     assert (params.recv_stats, params.y, params.y_stride) == (stats.data_ptr(), y.data_ptr(), HIDDEN)
     assert (params.num_tokens, params.pool_rows, params.rank) == (6, pool_rows(), 0)
     assert params.routed_scaling_factor == 2.5
@@ -365,16 +367,17 @@ def test_activations_have_plans_of_their_own(gpu: RecordingGpu) -> None:
 
 @pytest.mark.parametrize("recipe", ["fp8_nvfp4", "bf16_nvfp4"])
 def test_tensor_maps_cover_the_pools(gpu: RecordingGpu, recipe: str) -> None:
+    num_rows = pool_rows(recipe=recipe)
     l1, l2 = transformed(recipe)
     made = stage(sym_buffer=buffer(recipe=recipe))
     call(l1_weights=l1, l2_weights=l2, sym_buffer=made)
     config, launched, params = gpu.mega()
     (workspace,) = workspaces(made)
     acts = workspace.acts()
-    assert tuple(acts.shape) == (pool_rows(), 128)
+    assert tuple(acts.shape) == (num_rows, 128)
     if recipe.startswith("fp8"):
         scales = workspace.acts_sf()
-        assert (scales.dtype, tuple(scales.shape)) == (torch.float32, (1, pool_rows()))
+        assert (scales.dtype, tuple(scales.shape)) == (torch.float32, (1, num_rows))
         assert scales.data_ptr() == params.acts_sf
     boxes = config.template_values()["tma_boxes"]
     assert isinstance(boxes, tuple)
@@ -382,18 +385,18 @@ def test_tensor_maps_cover_the_pools(gpu: RecordingGpu, recipe: str) -> None:
     # The recording driver fills the n-th map that it encodes with n.
     encoded = [args for name, args in gpu.driver.calls if name == "cuTensorMapEncodeTiled"]
     for (name, pool, start), box, packed in zip(pools, boxes, launched.params[1:], strict=True):
-        assert tuple(pool.shape) == (pool_rows(), 128)  # both widths are padded to 128
+        assert tuple(pool.shape) == (num_rows, 128)  # both widths are padded to 128
         assert box == (name, config.box_rows, 128 // pool.element_size())
         described = pool_tensor_map(pool, config.box_rows)
         assert described.address == pool.data_ptr() == start
-        assert described.spec.dims == (128, pool_rows())
+        assert described.spec.dims == (128, num_rows)
         assert described.spec.box == (128 // pool.element_size(), config.box_rows)
         assert "B128" in described.spec.swizzle.name
         number = packed[0]
         assert packed == bytes([number] * 128)
         _, rank, address_, dims, _, encoded_box, *_ = encoded[number - 1]
         assert (rank, int(address_)) == (2, pool.data_ptr())
-        assert [int(d) for d in dims] == [128, pool_rows()]
+        assert [int(d) for d in dims] == [128, num_rows]
         assert [int(b) for b in encoded_box] == list(described.spec.box)
     assert params.tokens != params.acts
     names = [name for name, _ in moe_plan(made, ActivationSpec(), fast_math=True).tensor_maps()]

@@ -332,9 +332,9 @@ def test_counts_are_checked(gpu: FakeGpu, counts: list[Any], sentence: str) -> N
         layer().autotune(counts, measure=Table(gpu, {}))
 
 
-@pytest.mark.parametrize("times", [[], [0.0] * 7, [math.nan] * 7])
+@pytest.mark.parametrize("times", [[], [0.0] * 8, [math.nan] * 8])
 def test_times_are_checked(gpu: FakeGpu, times: list[float]) -> None:
-    with pytest.raises(ArgumentError, match=r"measure returned .* Return 7 positive times"):
+    with pytest.raises(ArgumentError, match=r"measure returned .* Return 8 positive times"):
         layer().autotune([8], measure=lambda candidates: times)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,14 +35,16 @@ class Order:
     def layer(self, *, is_l2: bool) -> list[Tile]:
         """Return a layer's tiles: expert by expert, weight rows outside, tokens inside.
 
-        Which token tile comes first is another one in each of the grid's rounds, or a block could always meet the same.
+        Which token tile comes first changes whenever the grid's rounds have brought blocks back to where they began: a
+        block could always meet the same otherwise.
         """
         tiles: list[Tile] = []
         first = 0
         for expert, count in enumerate(self.rows):
             num = -(-count // self.block_n)
+            cycle = num // math.gcd(num, self.num_blocks) or 1
             for m_tile in range(self.l2_m_tiles if is_l2 else self.l1_m_tiles):
-                around = len(tiles) // self.num_blocks  # the round of the first of these
+                around = len(tiles) // self.num_blocks // cycle  # of the first of these
                 for place in range(num):
                     n = (place + around) % num
                     num_rows = min(self.block_n, count - n * self.block_n)

@@ -27,8 +27,9 @@ DESCRIPTIONS = {
     "the tensor core multiplies e2m1 weights by e4m3 activations with tcgen05.mma kind::mxf8f6f4 block32 on sm_100a",
     "mxfp8_nvfp4": "NVFP4 weights; activations e4m3 with ue8m0 per 32 (L1)",
     "mxfp4_mxfp4": "MXFP4 weights; activations e2m1 with ue8m0 per 32 (L1)",
-    "fp8_nvfp4": "NVFP4 weights; activations e4m3 with fp32 per token (L1), e4m3 with fp32 per 128 (L2); "
-    "the tensor core multiplies e4m3 weights by e4m3 activations with wgmma e4m3 with decoded weights in registers on "
+    "fp8_nvfp4": "NVFP4 weights; activations e4m3 with fp32 per token (L1), "
+    "e4m3 with fp32 per 128 and a power of two per token (L2); the tensor core "
+    "multiplies e4m3 weights by e4m3 activations with wgmma e4m3 with decoded weights in registers on "
     "sm_90a. ",
     "bf16_nvfp4": "NVFP4 weights; activations bf16 (L1), bf16 (L2); the tensor core multiplies bf16 weights by bf16 "
     "activations with wgmma bf16 with decoded weights in registers on sm_90a. ",

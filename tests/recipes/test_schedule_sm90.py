@@ -96,6 +96,21 @@ def test_what_idle_blocks_begin_with_is_what_was_finished_first(order: Order) ->
         assert not early & set(mine[first_late:])
 
 
+@pytest.mark.parametrize("num_blocks", [2, 4, 16, 78, 114, 132])
+def test_no_block_gets_only_the_full_tiles_of_experts_with_two(num_blocks: int) -> None:
+    """An even number of blocks would keep every block at one of an expert's two tiles, the full or the other."""
+    order = Order(rows=[9] * 32, block_n=8, l1_m_tiles=16, l2_m_tiles=16, num_blocks=num_blocks, l2_tiles_per_l1=2)
+    walks = blocks(order)
+    for is_l2 in (False, True):
+        full = [sum(tile.num_rows == 8 for tile in walk if tile.is_l2 == is_l2) for walk in walks]
+        others = [sum(tile.num_rows == 1 for tile in walk if tile.is_l2 == is_l2) for walk in walks]
+        assert all(full)
+        assert all(others)
+        assert sum(full) == sum(others) == 32 * 16
+        # As even as whole rounds allow, and idle blocks take up to two tiles of L2 more for one of L1.
+        assert max(full) - min(full) <= (3 if is_l2 else 1)
+
+
 @pytest.mark.parametrize(
     ("hidden", "intermediate", "wanted"),
     [(4096, 2048, 2), (2048, 4096, 1), (7168, 2048, 4), (2880, 2880, 1), (1024, 2048, 1), (6144, 2560, 2)],

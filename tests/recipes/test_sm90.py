@@ -15,6 +15,7 @@ from megamoe_jit.layouts.struct import StructLayout
 from megamoe_jit.layouts.weights_sm90 import Sm90Element, sm90_layouts
 from megamoe_jit.recipes import plan_kernels, sm90
 from megamoe_jit.recipes.sm90 import (
+    WIDEST_TILE,
     Sm90Config,
     Sm90Shapes,
     Sm90StagingConfig,
@@ -26,6 +27,7 @@ from megamoe_jit.recipes.sm90 import (
 SM90 = get_arch("sm_90a")
 HOPPER = ("fp8_nvfp4", "bf16_nvfp4", "fp8_mxfp4", "bf16_mxfp4")
 RELU2 = ActivationSpec(kind="relu2")
+COUNTERS = ("rows_ready", "l1_done", "has_own_sf", "l2_done", "exited")
 LAYER = Problem(hidden=4096, intermediate=2048, num_experts=32, num_topk=6, max_tokens_per_rank=512)
 # hidden, intermediate -> hidden as K, hidden as rows, intermediate padded with a gate and without
 PADDED = [
@@ -105,7 +107,7 @@ SWEEP = [
 )
 def test_shared_memory_fits_for_every_problem_and_tile(problem: Problem, recipe: str) -> None:
     """Each tile has a configuration of at least two stages, and one stage more would not fit (or is not allowed)."""
-    for block_n in token_tiles(problem):
+    for block_n in token_tiles(problem, get_recipe(recipe)):
         chosen = config_for_tile(problem, get_recipe(recipe), SM90, block_n)
         assert reject(chosen) is None
         assert 2 <= chosen.num_stages <= 8
@@ -123,15 +125,34 @@ def test_shared_memory_fits_for_every_problem_and_tile(problem: Problem, recipe:
 @pytest.mark.parametrize("recipe", HOPPER)
 @pytest.mark.parametrize("problem", SWEEP[:4])
 def test_registers_of_the_roles_fit_an_sm(problem: Problem, recipe: str) -> None:
-    constants = config_for_tile(problem, get_recipe(recipe), SM90, 8).constants()
-    consumers = int(constants["num_consumer_warpgroups"])
-    needed = 128 * (int(constants["loader_registers"]) + consumers * int(constants["consumer_registers"]))
-    assert needed <= 384 * 168  # what the launch gives; setmaxnreg only moves registers inside it
-    assert constants["loader_registers"] % 8 == constants["consumer_registers"] % 8 == 0  # type: ignore[operator]
-    assert constants["num_threads"] == 128 * (1 + consumers)
-    assert constants["first_consumer_thread"] == 128
-    assert constants["full_arrivals"] == 2  # one thread loads weights, one activations
-    assert constants["empty_arrivals"] == 4 * consumers
+    for block_n in token_tiles(problem, get_recipe(recipe)):
+        chosen = config_for_tile(problem, get_recipe(recipe), SM90, block_n)
+        constants = chosen.constants()
+        registers = (constants["loader_registers"], constants["consumer_registers"])
+        assert registers == chosen.registers == ((24, 240) if block_n == WIDEST_TILE else (40, 232))
+        consumers = int(constants["num_consumer_warpgroups"])
+        needed = 128 * (int(constants["loader_registers"]) + consumers * int(constants["consumer_registers"]))
+        assert needed <= 384 * 168  # what the launch gives; setmaxnreg only moves registers inside it
+        assert constants["loader_registers"] % 8 == constants["consumer_registers"] % 8 == 0  # type: ignore[operator]
+        assert constants["num_threads"] == 128 * (1 + consumers)
+        assert constants["first_consumer_thread"] == 128
+        assert constants["full_arrivals"] == 2  # one thread loads weights, one activations
+        assert constants["empty_arrivals"] == 4 * consumers
+
+
+@pytest.mark.parametrize("num_experts", [32, 384])
+@pytest.mark.parametrize("recipe", HOPPER)
+def test_the_widest_tile_is_for_e4m3_and_fits_beside_many_experts(recipe: str, num_experts: int) -> None:
+    """Every further expert takes 12 bytes of the schedule; 192 tokens leave room for those of the largest models."""
+    problem = replace(LAYER, num_experts=num_experts)
+    if not recipe.startswith("fp8"):
+        assert token_tiles(problem, get_recipe(recipe))[-1] == 128
+        return
+    assert token_tiles(problem, get_recipe(recipe))[-1] == WIDEST_TILE == 192
+    chosen = config_for_tile(problem, get_recipe(recipe), SM90, WIDEST_TILE)
+    assert reject(chosen) is None
+    assert (chosen.num_passes, chosen.pass_m, chosen.mma_widths) == (2, 128, (64, 128, 192))
+    assert chosen.num_stages >= 3  # with two, loading hardly runs ahead
 
 
 @pytest.mark.parametrize("recipe", HOPPER)
@@ -141,7 +162,8 @@ def test_parts_in_device_memory_lie_apart_and_aligned(recipe: str, activation: A
     shapes = Sm90Shapes(problem=problem, recipe=get_recipe(recipe))
     slots = 512 * 6
     assert shapes.slots == slots
-    assert shapes.pool_rows == slots + 32 * ((128 if activation.gated else 64) - 1)  # any tile fits
+    widest = 64 if not activation.gated else 192 if shapes.is_fp8 else 128
+    assert shapes.pool_rows == slots + 32 * (widest - 1)  # any tile fits
     sizes = {field.name: field.num_bytes for field in shapes.symmetric().fields}
     act = shapes.act_bytes
     assert sizes == {
@@ -150,18 +172,19 @@ def test_parts_in_device_memory_lie_apart_and_aligned(recipe: str, activation: A
         "topk_idx": slots * 8,
         "topk_weights": slots * 4,
         "tokens": 512 * 2944 * act,
-        "token_sf": 512 * 4,
+        "token_sf": 512 * (6 + 1) * 4,  # one for each 512 of 2944, and the token's own
         "partials": slots * 3072 * 2,
     }
     padded = 2944 if activation.gated else 3072
     workspace = {field.name: field.num_bytes for field in shapes.workspace().fields}
     assert workspace["tokens"] == shapes.pool_rows * 2944 * act
     assert workspace["acts"] == shapes.pool_rows * padded * act
+    assert workspace["tokens_sf"] == 6 * shapes.pool_rows * 4
     assert workspace["acts_sf"] == padded // 128 * shapes.pool_rows * 4
     for part in ("routed", "routed_sf", "routed_weights"):
         assert workspace[part] == shapes.pool_rows * 4  # beside their rows of the pool
     # One counter for each token tile: an expert's last one may hold a single token.
-    assert workspace["rows_ready"] == workspace["l1_done"]
+    assert workspace["rows_ready"] == workspace["l1_done"] == workspace["has_own_sf"]
     assert workspace["l1_done"] // 4 >= max(
         sum(-(-share // 8) for share in shares)
         for shares in ([slots], [1] * 31 + [slots - 31], [slots // 32] * 32, [97] * 31 + [slots - 97 * 31])
@@ -169,10 +192,10 @@ def test_parts_in_device_memory_lie_apart_and_aligned(recipe: str, activation: A
     for layout in (shapes.symmetric(), shapes.workspace()):
         parts = spans(layout)
         assert all(end <= begin for (_, _, end), (_, begin, _) in itertools.pairwise(parts))
-    for layout, counters in ((shapes.symmetric(), ()), (shapes.workspace(), ("l1_done", "l2_done", "exited"))):
+    for layout, counters in ((shapes.symmetric(), ()), (shapes.workspace(), COUNTERS[1:])):
         assert all(begin % (16 if name in counters else 1024) == 0 for name, begin, _ in spans(layout))
     # The counters come last, in one run that is zeroed at once.
-    assert [name for name, _, _ in spans(shapes.workspace())][-4:] == ["rows_ready", "l1_done", "l2_done", "exited"]
+    assert [name for name, _, _ in spans(shapes.workspace())][-len(COUNTERS) :] == list(COUNTERS)
 
 
 @given(
@@ -180,22 +203,24 @@ def test_parts_in_device_memory_lie_apart_and_aligned(recipe: str, activation: A
     num_experts=st.integers(1, 9),
     num_topk=st.integers(1, 5),
     activation=st.sampled_from([ActivationSpec(), RELU2]),
+    recipe_name=st.sampled_from(HOPPER),
     data=st.data(),
 )
 def test_the_pool_holds_every_routing(
-    capacity: int, num_experts: int, num_topk: int, activation: ActivationSpec, data: st.DataObject
+    capacity: int, num_experts: int, num_topk: int, activation: ActivationSpec, recipe_name: str, data: st.DataObject
 ) -> None:
     """Whatever experts the slots go to, each tile's rows lie in the pool, and each has a counter."""
     num_topk = min(num_topk, num_experts)
     problem = replace(
         LAYER, num_experts=num_experts, num_topk=num_topk, max_tokens_per_rank=capacity, activation=activation
     )
-    shapes = Sm90Shapes(problem=problem, recipe=get_recipe("fp8_nvfp4"))
+    recipe = get_recipe(recipe_name)
+    shapes = Sm90Shapes(problem=problem, recipe=recipe)
     sizes = {field.name: field.num_bytes for field in shapes.workspace().fields}
     of_slots = data.draw(st.lists(st.integers(0, num_experts - 1), max_size=capacity * num_topk))
     rows = [of_slots.count(expert) for expert in range(num_experts)]
     assert shapes.pool_rows % 4 == 0  # a bulk copy of scale factors starts at 16 bytes in every row block
-    for tile in token_tiles(problem):
+    for tile in token_tiles(problem, recipe):
         tiles = sum(-(-count // tile) for count in rows)
         assert tiles * tile <= shapes.pool_rows
         assert tiles * 4 <= sizes["rows_ready"]
@@ -206,6 +231,7 @@ REJECTED = [
     (replace(config(), arch=get_arch("sm_100a")), r"recipe fp8_nvfp4 on sm_100a has no wgmma kernel"),
     (config(num_ranks=2), r"num_ranks=2: the Hopper kernel dispatches within one rank"),
     (config(block_n=128, activation=RELU2), r"block_n=128 takes two passes, and without a gate"),
+    (config(block_n=192, activation=RELU2), r"block_n=192 takes two passes, and without a gate"),
     (config(num_stages=1), r"num_stages=1: loaders and consumers need two stages to overlap"),
     (config(num_stages=40), r"40 stages of 16 tokens need \d+ B of shared memory, sm_90a has 232448 B"),
 ]
@@ -222,11 +248,12 @@ def test_reasons_to_refuse(bad: Sm90Config, reason: str) -> None:
 
 def test_roles_share_the_registers_of_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """384 threads are launched with 168 registers each; setmaxnreg would wait for ever for more than their sum."""
-    monkeypatch.setattr(sm90, "_CONSUMER_REGISTERS", 216)
-    monkeypatch.setattr(sm90, "_LOADER_REGISTERS", 72)
-    assert reject(config()) is None
-    monkeypatch.setattr(sm90, "_LOADER_REGISTERS", 80)
-    assert reject(config()) == "the roles want 65536 registers, and 384 threads are launched with 64512"
+    for block_n in (16, WIDEST_TILE):
+        chosen = config(block_n=block_n, num_stages=2)
+        monkeypatch.setattr(sm90, "_REGISTERS", {block_n == WIDEST_TILE: (72, 216)})
+        assert reject(chosen) is None
+        monkeypatch.setattr(sm90, "_REGISTERS", {block_n == WIDEST_TILE: (80, 216)})
+        assert reject(chosen) == "the roles want 65536 registers, and 384 threads are launched with 64512"
 
 
 def test_no_kernel_is_told_with_the_reason() -> None:

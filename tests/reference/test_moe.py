@@ -58,6 +58,7 @@ ROUND: dict[str | None, Callable[[np.ndarray], np.ndarray]] = {
     "bf16": bf16,
     "fp8_token": by(quantize_to_fp8),
     "fp8_128": by(lambda row: quantize_to_fp8(row, gran_k=128)),
+    "fp8_512": by(lambda row: quantize_to_fp8(row, gran_k=512)),
     "mxfp8": by(quantize_to_mxfp8),
     "mxfp4": by(quantize_to_mxfp4),
     "nvfp4_token": by(quantize_to_nvfp4),  # of one row: the tensor is the token

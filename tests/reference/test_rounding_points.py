@@ -31,7 +31,9 @@ def test_rounding_points_agree_with_the_recipe(name: str) -> None:
     recipe, points = RECIPES[name], rounding_points(name)
     assert points.name == name
     assert points.checkpoint == recipe.checkpoint
-    assert points.l1_acts == rounding_of(recipe.l1_acts)
+    # Tokens that the caller brings as codes have one scale each; those that kernels quantise have more.
+    tokens = rounding_of(recipe.l1_acts)
+    assert points.l1_acts == ("fp8_512" if tokens == "fp8_token" else tokens)
     assert points.l2_acts == rounding_of(recipe.l2_acts)
     assert points.weights == weights_rounding_of(recipe)
     assert (points.topk_weight_stage, points.partial, points.sum, points.out) == ("after_l2", "bf16", "fp32", "bf16")

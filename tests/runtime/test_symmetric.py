@@ -16,7 +16,10 @@ from megamoe_jit.runtime.symmetric import SymmBuffer, SymmHandle, buffer_layout,
 
 LAYER = Problem(hidden=512, intermediate=256, num_experts=8, num_topk=3, max_tokens_per_rank=40)
 ROUTING = {"topk_idx": 40 * 3 * 8, "topk_weights": 40 * 3 * 4}
-STAGED = {"token_sf": 40 * 4, "partials": 40 * 3 * 512 * 2}
+STAGED = {
+    "token_sf": 40 * (1 + 1) * 4,  # one block of 512, then the whole token
+    "partials": 40 * 3 * 512 * 2,
+}
 HOME = {"partials": 40 * 3 * 512 * 2}
 PARTS = {
     "nvfp4_nvfp4": {"x": 40 * 256, "x_sf": 40 * 32, "x_scales": 40 * 4, **HOME},
@@ -57,9 +60,10 @@ def test_an_estimate_names_every_part(name: str) -> None:
     assert estimate == PARTS[name] | ROUTING
     if recipe.generation is MmaGeneration.WGMMA:
         # Each expert's last token tile has all its rows, whatever the tile is.
-        rows = 40 * 3 + 8 * 127
+        rows = 40 * 3 + 8 * (191 if name.startswith("fp8") else 127)
         pools = rows * (512 + 256) * (1 if name.startswith("fp8") else 2)  # tokens and activations
-        columns = rows * 4 * (256 // 128 + 3)  # scale factors of activations; slot, scale and weight of a row
+        # Scale factors of activations and tokens; slot, scale and weight of a row.
+        columns = rows * 4 * (256 // 128 + 512 // 512 + 3)
         assert 0 < workspace - pools - columns < 4 * 1024  # counters, and the alignment of parts
     else:
         assert workspace == Sm100Shapes(problem=LAYER, recipe=recipe).workspace().num_bytes

@@ -50,7 +50,7 @@ def fused_kernels() -> dict[str, Sm90Config]:
     """Return the fused kernels by name."""
     chosen: dict[str, Sm90Config] = {}
     for recipe in RECIPES:
-        tiles = token_tiles(LAYER)
+        tiles = token_tiles(LAYER, get_recipe(recipe))
         wanted = [("layer", LAYER, tile) for tile in tiles]
         wanted += [("narrow", NARROW, 8), ("narrow", NARROW, 64), ("many", MANY, 16), ("odd", ODD, 8)]
         wanted += [("largest", LARGEST, tiles[-1])]

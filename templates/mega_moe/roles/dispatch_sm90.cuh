@@ -40,7 +40,7 @@ struct Share {
 // Counts the slots of each expert, and of them those before this block's share. A warp looks at 32 slots at a time; lane l counts
 // experts l, l + 32, ..., whose slots the bits of all lanes' experts tell: no two lanes ever meet at a counter.
 __device__ __forceinline__ void count_slots(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t first_own) {
-    constexpr uint32_t kSets = (config::kNumLocalExperts + 31) / 32, kAtOnce = 12;  // loads in flight
+    constexpr uint32_t kSets = (config::kNumLocalExperts + 31) / 32, kAtOnce = kSets > 8 ? 8 : 12;  // loads in flight
     constexpr uint32_t kBits = kSets <= 1 ? 5 : kSets <= 2 ? 6 : kSets <= 4 ? 7 : kSets <= 8 ? 8 : 9;
     const uint32_t lane = threadIdx.x % 32, num_slots = params.num_tokens * config::kNumTopk;
     uint32_t all[kSets] = {}, before[kSets] = {};
@@ -215,7 +215,7 @@ __device__ __forceinline__ float quantize_token(const mega_moe::Params& params, 
         return largest_of<kThreads>(schedule, largest);
     } else {
         store_vector(params, pool_rows, thread, encode(first));
-#pragma unroll 4
+#pragma unroll 1
         for (uint32_t vector = thread + kThreads; vector < kRowVectors; vector += kThreads) store_vector(params, pool_rows, vector, encode(load_values(x_row, vector)));
         return 1.0f;
     }

@@ -137,9 +137,9 @@ __device__ __forceinline__ uint2 ld_shared_v2(uint32_t address) {
     return v;
 }
 
-__device__ __forceinline__ uint32_t ld_shared_u16(uint32_t address) {
-    uint16_t v;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
+__device__ __forceinline__ uint32_t ld_shared_u8(uint32_t address) {
+    uint32_t v;
+    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(address));
     return v;
 }
 
@@ -151,6 +151,10 @@ __device__ __forceinline__ uint32_t ld_acquire_gpu(const uint32_t* address) {
 
 __device__ __forceinline__ void st_release_gpu(uint32_t* address, uint32_t value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void st_relaxed_gpu(uint32_t* address, uint32_t value) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
 __device__ __forceinline__ void red_release_gpu_add(uint32_t* address, uint32_t value) {
@@ -196,6 +200,11 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// Without a branch, which would end what the compiler takes for one pipeline of MMAs.
+__device__ __forceinline__ void mbarrier_arrive_if(bool condition, uint32_t barrier) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%1];\n}" ::"r"(uint32_t(condition)), "r"(barrier) : "memory");
+}
+
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -210,6 +219,19 @@ __device__ __forceinline__ bool mbarrier_try_wait_parity(uint32_t barrier, uint3
     asm volatile(
         "{\n.reg .pred p;\n"
         "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return done != 0;
+}
+
+// The same at once: a thread that tries may be put to sleep for a while.
+__device__ __forceinline__ bool mbarrier_test_wait_parity(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n}"
         : "=r"(done)
         : "r"(barrier), "r"(parity)
@@ -310,7 +332,7 @@ struct PeerTable {
 // Byte offsets of a buffer's parts (runtime/symmetric.py).
 struct SymOffsets {
     uint64_t tokens;        // [max tokens][kTokenRowBytes]: staged codes, K in token order
-    uint64_t token_sf;      // [max tokens] f32
+    uint64_t token_sf;      // f32 [max tokens], sm_90a: [max tokens][scales of blocks, then the largest one's]
     uint64_t topk_idx;      // [max tokens][kNumTopk] int32 or int64
     uint64_t topk_weights;  // [max tokens][kNumTopk] f32
     uint64_t partials;      // [max tokens * kNumTopk][kHiddenPadded] bf16: weighted expert outputs, one row a slot
@@ -336,15 +358,35 @@ __device__ __forceinline__ int32_t routed_expert(const PeerTable& peers, const S
 #line 4 "/mega_moe/params_sm100.cuh"
 //#include "comm/wait.cuh"
 //#include "config.cuh"
+#line 1 "/mega_moe/forecast.cuh"
+// The scale of a token's activations at an expert, foreseen from sizes before any activation is known. Formula: reference/forecast.py.
+//#pragma once
+//#include "config.cuh"
 //#include "types.cuh"
 
 namespace mega_moe {
 
-// Sizes that L1's results are foreseen from, for one expert (ops/weights.py): see epilogue_l1_sm100.cuh.
-struct ActsForecast {
+// Sizes that L1's results are foreseen from, for one expert (ops/weights.py).
+struct alignas(16) ActsForecast {
     float gate_norm, up_norm;  // root mean square of a weight row's length, alpha included
-    float gate_bias, up_bias;  // root mean square of the biases, and what the activation adds to up
+    float gate_bias, up_bias;  // root mean square of the biases
 };
+
+// 2^n nearest below p: scales that are powers of two make quantised values independent of p, as long as nothing over- or underflows.
+__device__ __forceinline__ float power_of_two(float p) { return __uint_as_float(min(max(__float_as_uint(p) & 0x7F800000u, 0x0D800000u), 0x71800000u)); }
+
+// `weight` is what the activations are multiplied by themselves.
+__device__ __forceinline__ float foresee_acts_scale(const ActsForecast& f, float token_scale, float weight) {
+    const float rms = token_scale * config::kForecastRms;
+    const float gate = fmaf(rms, f.gate_norm, f.gate_bias), up = config::kIsGated ? fmaf(rms, f.up_norm, f.up_bias) + fabsf(config::kUpBias) : gate;
+    return power_of_two(gate * up * config::kForecastFactor * weight);
+}
+
+}  // namespace mega_moe
+#line 7 "/mega_moe/params_sm100.cuh"
+//#include "types.cuh"
+
+namespace mega_moe {
 
 struct Params {
     comm::PeerTable peers;
@@ -519,8 +561,14 @@ __device__ __forceinline__ void drain(const comm::Watchdog& watchdog, RingBarrie
     for (uint32_t i = 0; i < config::kNumStages; ++i, cursor.advance()) wait_empty(watchdog, barriers, cursor);
 }
 
+// Consumer: looks whether the stage's data is there; wait_full can take the answer later.
+__device__ __forceinline__ bool is_full(RingBarriers& barriers, const RingCursor& cursor) {
+    return ptx::mbarrier_test_wait_parity(ptx::smem_address(&barriers.full[cursor.stage]), cursor.phase);
+}
+
 // Consumer: waits until the stage's data is there.
-__device__ __forceinline__ void wait_full(const comm::Watchdog& watchdog, RingBarriers& barriers, const RingCursor& cursor) {
+__device__ __forceinline__ void wait_full(const comm::Watchdog& watchdog, RingBarriers& barriers, const RingCursor& cursor, bool is_known_full = false) {
+    if (is_known_full) return;
     comm::wait_barrier(watchdog, ptx::smem_address(&barriers.full[cursor.stage]), cursor.phase, comm::WaitFor::kStageFull, cursor.stage);
 }
 
@@ -627,6 +675,17 @@ namespace ptx {
 // Named barrier `id` for `threads` threads (a multiple of 32) of the block.
 __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// `value`, in a register of its own from here on. What depends on the thread's number alone is otherwise made anew where it is used, and
+// reading that number (S2R) takes its place in the queue of shared memory's loads: 100 clocks and more in the middle of a loop.
+__device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, threadIdx.x % 32); }
+
+// Sum over a warp's lanes, modulo 2^32.
+__device__ __forceinline__ uint32_t redux_add(uint32_t value) {
+    uint32_t sum;
+    asm volatile("redux.sync.add.u32 %0, %1, 0xFFFFFFFF;" : "=r"(sum) : "r"(value));
+    return sum;
 }
 
 // Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
@@ -757,6 +816,16 @@ __device__ __forceinline__ uint16_t cvt_e4m3x2(float first, float second) {
     return packed;
 }
 
+// Two E4M3 codes, exactly; the low byte's value is x.
+__device__ __forceinline__ float2 cvt_f32x2(uint16_t e4m3x2) {
+    float2 v;
+    asm("{\n.reg .b32 pair;\n.reg .b16 low, high;\ncvt.rn.f16x2.e4m3x2 pair, %2;\nmov.b32 {low, high}, pair;\n"
+        "cvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
+        : "=f"(v.x), "=f"(v.y)
+        : "h"(e4m3x2));
+    return v;
+}
+
 // Two floats to BF16, round to nearest even; `first` goes to the low half.
 __device__ __forceinline__ uint32_t cvt_bf16x2(float first, float second) {
     uint32_t packed;
@@ -778,6 +847,17 @@ __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
 __device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
     uint32_t d;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(selector));
+    return d;
+}
+
+// The upper half in both halves, by the multiplier (times 1.0 in f16): the ALU, where a shift would go, is what decoding waits for. For
+// halves that are no f16 infinity or NaN.
+__device__ __forceinline__ uint32_t high_halves(uint32_t pair) {
+    uint32_t d;
+    asm("{\n.reg .b16 low, high;\n.reg .b32 twice;\nmov.b32 {low, high}, %1;\nmov.b32 twice, {high, high};\n"
+        "mul.rn.f16x2 %0, twice, %2;\n}"
+        : "=r"(d)
+        : "r"(pair), "r"(0x3C003C00));
     return d;
 }
 
@@ -1185,17 +1265,6 @@ struct Epilogue {
     }
 };
 
-// 2^n nearest below p: scales that are powers of two make quantised values independent of p, as long as nothing over- or underflows.
-__device__ __forceinline__ float power_of_two(float p) { return __uint_as_float(min(max(__float_as_uint(p) & 0x7F800000u, 0x0D800000u), 0x71800000u)); }
-
-// The second-level scale of a token's activations at an expert, foreseen from sizes: blocks of 16 then have scale factors near 2^1,
-// in the middle of what UE4M3 holds (2^-6 .. 448 with all bits). `weight` is what the activations are multiplied by themselves.
-__device__ __forceinline__ float foresee_acts_scale(const mega_moe::ActsForecast& f, float token_scale, float weight) {
-    const float rms = token_scale * config::kForecastRms;
-    const float gate = fmaf(rms, f.gate_norm, f.gate_bias), up = config::kIsGated ? fmaf(rms, f.up_norm, f.up_bias) : gate;
-    return power_of_two(gate * up * config::kForecastFactor * weight);
-}
-
 // What the tile's columns need, in shared memory. factor: the top-k weight, in L2 and before requantisation also in L1, else 1.
 // L1: x's second-level scale, and the scale that its activations get. L2: that scale again.
 __device__ __forceinline__ void fetch_columns(const Epilogue& e, const mega_moe::Tile& tile) {
@@ -1208,7 +1277,7 @@ __device__ __forceinline__ void fetch_columns(const Epilogue& e, const mega_moe:
         const float factor = is_valid && (tile.is_l2 || config::kWeighsBeforeRequant) ? params.routed_weights[row] : 1.0f;
         e.smem.factor[column] = factor;
         e.smem.token_scale[column] = token_scale;
-        e.smem.acts_scale[column] = config::kHasTokenScales ? foresee_acts_scale(params.forecast[tile.expert], token_scale, config::kWeighsBeforeRequant ? factor : 1.0f) : 1.0f;
+        e.smem.acts_scale[column] = config::kHasTokenScales ? mega_moe::foresee_acts_scale(params.forecast[tile.expert], token_scale, config::kWeighsBeforeRequant ? factor : 1.0f) : 1.0f;
     }
     e.sync();
 }

@@ -53,6 +53,8 @@ constexpr uint32_t kBlockN = 16;
 constexpr uint32_t kBlockK = 128;
 constexpr uint32_t kNumStages = 8;
 constexpr uint32_t kNumPasses = 1;
+constexpr uint32_t kPromotedStages = 4;
+constexpr uint32_t kScaleBlocks = 6;
 constexpr uint32_t kPassM = 256;
 constexpr uint32_t kL1MTiles = 23;
 constexpr uint32_t kL2MTiles = 12;
@@ -85,10 +87,10 @@ constexpr uint32_t kStageScaleBytes = 2048;
 constexpr uint32_t kOutBytes = 4096;
 constexpr uint32_t kCodesTileBytes = 16;
 constexpr uint32_t kDecodeTableRows = 128;
-constexpr uint32_t kTableCopies = 16;
+constexpr uint32_t kTableCopies = 8;
 constexpr uint32_t kBoxRows = 16;
-constexpr uint32_t kSmemBytes = 186368;
-constexpr uint32_t kParamBytes = 272;
+constexpr uint32_t kSmemBytes = 178176;
+constexpr uint32_t kParamBytes = 296;
 constexpr uint32_t kActivation = 0;
 constexpr float kAlpha = 1.0f;
 constexpr float kUpBias = 0.0f;
@@ -96,6 +98,9 @@ constexpr bool kHasClamp = false;
 constexpr float kClamp = 0.0f;
 constexpr bool kFastMath = true;
 constexpr float kMinAmax = 1.00000001e-10f;
+constexpr float kForecastRms = 112.0f;
+constexpr float kForecastFactor = 0.25f;
+constexpr float kLeastForeseen = 0.25f;
 }  // namespace config
 #line 4 "/comm/peers.cuh"
 //#include "types.cuh"
@@ -109,7 +114,7 @@ struct PeerTable {
 // Byte offsets of a buffer's parts (runtime/symmetric.py).
 struct SymOffsets {
     uint64_t tokens;        // [max tokens][kTokenRowBytes]: staged codes, K in token order
-    uint64_t token_sf;      // [max tokens] f32
+    uint64_t token_sf;      // f32 [max tokens], sm_90a: [max tokens][scales of blocks, then the largest one's]
     uint64_t topk_idx;      // [max tokens][kNumTopk] int32 or int64
     uint64_t topk_weights;  // [max tokens][kNumTopk] f32
     uint64_t partials;      // [max tokens * kNumTopk][kHiddenPadded] bf16: weighted expert outputs, one row a slot
@@ -159,9 +164,9 @@ __device__ __forceinline__ uint2 ld_shared_v2(uint32_t address) {
     return v;
 }
 
-__device__ __forceinline__ uint32_t ld_shared_u16(uint32_t address) {
-    uint16_t v;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
+__device__ __forceinline__ uint32_t ld_shared_u8(uint32_t address) {
+    uint32_t v;
+    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(address));
     return v;
 }
 
@@ -173,6 +178,10 @@ __device__ __forceinline__ uint32_t ld_acquire_gpu(const uint32_t* address) {
 
 __device__ __forceinline__ void st_release_gpu(uint32_t* address, uint32_t value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void st_relaxed_gpu(uint32_t* address, uint32_t value) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
 __device__ __forceinline__ void red_release_gpu_add(uint32_t* address, uint32_t value) {
@@ -218,6 +227,11 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// Without a branch, which would end what the compiler takes for one pipeline of MMAs.
+__device__ __forceinline__ void mbarrier_arrive_if(bool condition, uint32_t barrier) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%1];\n}" ::"r"(uint32_t(condition)), "r"(barrier) : "memory");
+}
+
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -232,6 +246,19 @@ __device__ __forceinline__ bool mbarrier_try_wait_parity(uint32_t barrier, uint3
     asm volatile(
         "{\n.reg .pred p;\n"
         "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return done != 0;
+}
+
+// The same at once: a thread that tries may be put to sleep for a while.
+__device__ __forceinline__ bool mbarrier_test_wait_parity(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n}"
         : "=r"(done)
         : "r"(barrier), "r"(parity)
@@ -315,6 +342,32 @@ __device__ __forceinline__ void wait_counter(const Watchdog& watchdog, const uin
 }  // namespace comm
 #line 5 "/mega_moe/params_sm90.cuh"
 //#include "config.cuh"
+#line 1 "/mega_moe/forecast.cuh"
+// The scale of a token's activations at an expert, foreseen from sizes before any activation is known. Formula: reference/forecast.py.
+//#pragma once
+//#include "config.cuh"
+//#include "types.cuh"
+
+namespace mega_moe {
+
+// Sizes that L1's results are foreseen from, for one expert (ops/weights.py).
+struct alignas(16) ActsForecast {
+    float gate_norm, up_norm;  // root mean square of a weight row's length, alpha included
+    float gate_bias, up_bias;  // root mean square of the biases
+};
+
+// 2^n nearest below p: scales that are powers of two make quantised values independent of p, as long as nothing over- or underflows.
+__device__ __forceinline__ float power_of_two(float p) { return __uint_as_float(min(max(__float_as_uint(p) & 0x7F800000u, 0x0D800000u), 0x71800000u)); }
+
+// `weight` is what the activations are multiplied by themselves.
+__device__ __forceinline__ float foresee_acts_scale(const ActsForecast& f, float token_scale, float weight) {
+    const float rms = token_scale * config::kForecastRms;
+    const float gate = fmaf(rms, f.gate_norm, f.gate_bias), up = config::kIsGated ? fmaf(rms, f.up_norm, f.up_bias) + fabsf(config::kUpBias) : gate;
+    return power_of_two(gate * up * config::kForecastFactor * weight);
+}
+
+}  // namespace mega_moe
+#line 7 "/mega_moe/params_sm90.cuh"
 //#include "types.cuh"
 
 namespace mega_moe {
@@ -325,13 +378,15 @@ struct Params {
     // Workspace of this rank; the counters are zero between calls.
     // Pool rows are routed rows, expert by expert; each token tile has kBlockN of its own.
     uint8_t* tokens;         // [pool rows][kHiddenK], K in token order
+    float* tokens_sf;        // [K of L1 / 512][pool rows] (E4M3)
     uint8_t* acts;           // [pool rows][kIntermediatePadded], K in token order
-    float* acts_sf;          // [kIntermediatePadded / 128][pool rows]
+    float* acts_sf;          // [kIntermediatePadded / 128][pool rows] (E4M3)
     uint32_t* routed;        // [pool rows]: token * top-k + slot
-    float* routed_sf;        // [pool rows]: the token's scale (E4M3)
+    float* routed_sf;        // [pool rows]: the scale that would make the token's largest value 448 (E4M3)
     float* routed_weights;   // [pool rows]: the slot's top-k weight
     uint32_t* rows_ready;    // [token tiles]: rows that dispatch has brought
     uint32_t* l1_done;       // [token tiles]: finished L1 tiles
+    uint32_t* has_own_sf;    // [token tiles]: not every block of 128 has its token's foreseen scale (E4M3)
     uint32_t* l2_done;       // [1]: finished L2 tiles of all experts
     uint32_t* exited;        // [1]: blocks that need no counter any more
     comm::ErrorRecord* error_record;
@@ -343,6 +398,7 @@ struct Params {
     const float* l2_alphas;  // [experts]
     const float* l1_bias;    // [experts][kL1Halves * kIntermediatePadded] or null
     const float* l2_bias;    // [experts][kHiddenPadded] or null
+    const ActsForecast* forecast;  // [experts] (E4M3)
     // The call.
     int32_t* recv_stats;     // [experts], added to, or null
     uint16_t* y;             // [num_tokens][hidden] bf16, rows y_stride apart
@@ -379,6 +435,7 @@ __device__ __forceinline__ int32_t home_expert(const Params& params, uint32_t sl
 // Shared memory of the sm_90a kernel. Python plans the same struct (recipes/sm90.py) and the assert below ties the two.
 //#pragma once
 //#include "config.cuh"
+//#include "mega_moe/forecast.cuh"
 #line 1 "/mega_moe/schedule_sm90.cuh"
 // Which rows each expert gets and where its token tiles begin; every block computes the same, but for `next`.
 //#pragma once
@@ -396,7 +453,7 @@ struct Schedule {
 };
 
 }  // namespace mega_moe
-#line 5 "/mega_moe/storage_sm90.cuh"
+#line 6 "/mega_moe/storage_sm90.cuh"
 #line 1 "/pipeline/ring.cuh"
 // A ring of shared-memory stages between loaders and consumers: one full and one empty barrier a stage.
 //#pragma once
@@ -444,21 +501,29 @@ __device__ __forceinline__ void drain(const comm::Watchdog& watchdog, RingBarrie
     for (uint32_t i = 0; i < config::kNumStages; ++i, cursor.advance()) wait_empty(watchdog, barriers, cursor);
 }
 
+// Consumer: looks whether the stage's data is there; wait_full can take the answer later.
+__device__ __forceinline__ bool is_full(RingBarriers& barriers, const RingCursor& cursor) {
+    return ptx::mbarrier_test_wait_parity(ptx::smem_address(&barriers.full[cursor.stage]), cursor.phase);
+}
+
 // Consumer: waits until the stage's data is there.
-__device__ __forceinline__ void wait_full(const comm::Watchdog& watchdog, RingBarriers& barriers, const RingCursor& cursor) {
+__device__ __forceinline__ void wait_full(const comm::Watchdog& watchdog, RingBarriers& barriers, const RingCursor& cursor, bool is_known_full = false) {
+    if (is_known_full) return;
     comm::wait_barrier(watchdog, ptx::smem_address(&barriers.full[cursor.stage]), cursor.phase, comm::WaitFor::kStageFull, cursor.stage);
 }
 
 }  // namespace pipeline
-#line 6 "/mega_moe/storage_sm90.cuh"
+#line 7 "/mega_moe/storage_sm90.cuh"
 //#include "types.cuh"
 
 namespace mega_moe {
 
 // Of the columns of a warpgroup's tile.
 struct alignas(16) Columns {
+    ActsForecast forecast;           // of the tile's expert (E4M3)
     float factor[config::kBlockN];   // x's scale (L1), the top-k weight (L2)
     uint32_t slot[config::kBlockN];  // token * top-k + slot (L2)
+    float scale[config::kBlockN];    // L2, E4M3: x's scale, then alpha times what the column's activations were divided by
     float alpha[2];                  // of the tile: gate and up (L1), down (L2)
 };
 
@@ -467,11 +532,12 @@ struct SharedStorage {
     alignas(128) uint8_t weights[config::kNumStages][config::kWeightStageBytes];
     alignas(128) uint8_t codes[config::kCodesTileBytes];     // an L1 tile's activations on their way out, where `out` has values
     alignas(128) uint8_t out[config::kOutBytes];             // L2's results on their way out; L1: a first pass's values, until the second's
-    alignas(16) float acts_sf[config::kNumStages][config::kBlockN];
+    alignas(16) float sf[config::kNumStages][config::kBlockN];  // L1: of 512 values, with the last stage of them; L2: a tile's own, of 128
     alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];
     Columns columns[config::kNumConsumerWarpgroups];
     alignas(16) float inverse_scale[config::kBlockN];        // by column: one over the block's scale factor
     uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude, zero between blocks
+    uint32_t has_own_sf[config::kNumStages];                 // L2: the stage's tile has scale factors of its own, in acts_sf
     uint32_t is_last;                                        // cleanup: this block is the last to leave
     Schedule schedule;
     alignas(8) pipeline::RingBarriers ring;
@@ -497,6 +563,14 @@ struct Tile {
 // The MMA role has an instance for each width.
 static_assert((config::kBlockN - config::kMinWidth) % config::kWidthStep == 0 && config::kMinWidth <= config::kBlockN);
 
+__device__ __forceinline__ uint32_t greatest_common_divisor(uint32_t a, uint32_t b) {
+    while (b != 0) {
+        const uint32_t rest = a % b;
+        a = b, b = rest;
+    }
+    return a;
+}
+
 struct Scheduler {
     const Schedule& schedule;
 
@@ -507,16 +581,16 @@ struct Scheduler {
         const uint32_t num_l1 = num_token_tiles() * config::kL1MTiles, num_l2 = num_token_tiles() * config::kL2MTiles;
         uint32_t expert = 0;
         for (uint32_t i = blockIdx.x; i < num_l1; i += gridDim.x) visit(tile_at<false>(i, expert));
-        expert = 0;
         // In L1's last round, when it is not full, `idle` blocks have no tile: they have time for `early` L2 tiles of experts that are
         // done. Nothing is done while there is only one round.
         const uint32_t last = num_l1 % gridDim.x, idle = num_l1 > gridDim.x && last > 0 ? gridDim.x - last : 0;
         const uint32_t early = idle * config::kL2TilesPerL1;
-        if (idle > 0 && blockIdx.x >= last) {
-            for (uint32_t i = blockIdx.x - last; i < min(early, num_l2); i += idle) visit(tile_at<true>(i, expert));
+        const uint32_t late = early + (idle > 0 ? blockIdx.x : (blockIdx.x + gridDim.x - last) % gridDim.x);  // the first one after those
+        expert = 0;
+        for (uint32_t i = idle > 0 && blockIdx.x >= last ? blockIdx.x - last : late; i < num_l2;) {
+            visit(tile_at<true>(i, expert));
+            i = i >= early ? i + gridDim.x : i + idle < early ? i + idle : late;
         }
-        const uint32_t place = idle > 0 ? blockIdx.x : (blockIdx.x + gridDim.x - last) % gridDim.x;
-        for (uint32_t i = early + place; i < num_l2; i += gridDim.x) visit(tile_at<true>(i, expert));
     }
 
     // Tile i of a layer; `expert` is that of an earlier tile, and becomes this one's.
@@ -525,7 +599,11 @@ struct Scheduler {
         constexpr uint32_t kMTiles = kIsL2 ? config::kL2MTiles : config::kL1MTiles;
         while (i >= schedule.tile_begin[expert + 1] * kMTiles) ++expert;
         const uint32_t first = schedule.tile_begin[expert], count = schedule.tile_begin[expert + 1] - first;
-        const uint32_t in_expert = i - first * kMTiles, n = in_expert % count;
+        const uint32_t in_expert = i - first * kMTiles, place = in_expert % count;
+        // After `cycle` rounds of the grid a block would be back at the same place, and might never meet an expert's last tile, which is
+        // seldom full: from there on it begins with the next.
+        const uint32_t cycle = count / greatest_common_divisor(count, gridDim.x);
+        const uint32_t n = (place + (i - place) / gridDim.x / cycle) % count;
         Tile tile;
         tile.expert = expert;
         tile.m_tile = in_expert / count;
@@ -609,6 +687,17 @@ __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// `value`, in a register of its own from here on. What depends on the thread's number alone is otherwise made anew where it is used, and
+// reading that number (S2R) takes its place in the queue of shared memory's loads: 100 clocks and more in the middle of a loop.
+__device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, threadIdx.x % 32); }
+
+// Sum over a warp's lanes, modulo 2^32.
+__device__ __forceinline__ uint32_t redux_add(uint32_t value) {
+    uint32_t sum;
+    asm volatile("redux.sync.add.u32 %0, %1, 0xFFFFFFFF;" : "=r"(sum) : "r"(value));
+    return sum;
+}
+
 // Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
 // column l % 8 of matrix l / 8 goes to the 16 bytes at lane l's address. PTX ISA, "stmatrix".
 template <uint32_t kNum>
@@ -658,7 +747,9 @@ __device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBa
 // Every counter that a call used, back to zero: the last block's consumers call it.
 __device__ __forceinline__ void reset_counters(const Context& ctx, uint32_t consumer_thread) {
     const Params& params = ctx.params;
-    for (uint32_t i = consumer_thread; i < ctx.scheduler.num_token_tiles(); i += kNumConsumerThreads) params.rows_ready[i] = 0, params.l1_done[i] = 0;
+    for (uint32_t i = consumer_thread; i < ctx.scheduler.num_token_tiles(); i += kNumConsumerThreads) {
+        params.rows_ready[i] = 0, params.l1_done[i] = 0, params.has_own_sf[i] = 0;
+    }
     if (consumer_thread == 0) *params.l2_done = 0, *params.exited = 0;
 }
 
@@ -712,6 +803,16 @@ __device__ __forceinline__ uint16_t cvt_e4m3x2(float first, float second) {
     return packed;
 }
 
+// Two E4M3 codes, exactly; the low byte's value is x.
+__device__ __forceinline__ float2 cvt_f32x2(uint16_t e4m3x2) {
+    float2 v;
+    asm("{\n.reg .b32 pair;\n.reg .b16 low, high;\ncvt.rn.f16x2.e4m3x2 pair, %2;\nmov.b32 {low, high}, pair;\n"
+        "cvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
+        : "=f"(v.x), "=f"(v.y)
+        : "h"(e4m3x2));
+    return v;
+}
+
 // Two floats to BF16, round to nearest even; `first` goes to the low half.
 __device__ __forceinline__ uint32_t cvt_bf16x2(float first, float second) {
     uint32_t packed;
@@ -733,6 +834,17 @@ __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
 __device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
     uint32_t d;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(selector));
+    return d;
+}
+
+// The upper half in both halves, by the multiplier (times 1.0 in f16): the ALU, where a shift would go, is what decoding waits for. For
+// halves that are no f16 infinity or NaN.
+__device__ __forceinline__ uint32_t high_halves(uint32_t pair) {
+    uint32_t d;
+    asm("{\n.reg .b16 low, high;\n.reg .b32 twice;\nmov.b32 {low, high}, %1;\nmov.b32 twice, {high, high};\n"
+        "mul.rn.f16x2 %0, twice, %2;\n}"
+        : "=r"(d)
+        : "r"(pair), "r"(0x3C003C00));
     return d;
 }
 
@@ -853,7 +965,7 @@ __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t c
 #line 1 "/mega_moe/roles/epilogue_l1_sm90.cuh"
 // Role: L1 epilogue (the consumer warpgroups, after mma)
 // Waits for:  nothing beyond the tile's sums
-// Produces:   activation(sums) in the pool, E4M3 with one scale factor per (token, 128 values) or BF16, in token order of K; counts the
+// Produces:   activation(sums) in the pool, E4M3 with the scale foreseen for the token or one of the block of 128, or BF16, in token order of K; counts the
 //             tile in l1_done
 // Registers:  config::kConsumerRegisters
 //
@@ -917,9 +1029,8 @@ __device__ __forceinline__ float activate(float value) {
 // A stage is two jobs, so that one is always multiplied while the other is decoded: with two 64-row tiles a warpgroup (kM64) a job
 // is one of them, 128 of K; with one it is a unit, 64 of K.
 //
-// Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: each stage is accumulated by the tensor
-// core, then added to FP32 sums, in L2 times the stage's scale factors (one a token). With two 64-row tiles one's sums are promoted while
-// the other's are made; with one, the other warpgroup fills the gap.
+// Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: the tensor core adds up kPromotedStages
+// stages, then what it has is added to FP32 totals; the other warpgroup's MMAs fill the gap.
 //
 // A tile of up to 64 tokens is one pass over its 256 weight rows; wider ones take two passes of 128 rows, for want of registers.
 //#pragma once
@@ -948,7 +1059,7 @@ __device__ __forceinline__ uint64_t gmma_descriptor(uint32_t smem) {
 constexpr uint64_t kDescriptorStep = 32 >> 4;
 
 }  // namespace layout
-#line 16 "/mega_moe/roles/mma_sm90.cuh"
+#line 15 "/mega_moe/roles/mma_sm90.cuh"
 //#include "mega_moe/context_sm90.cuh"
 #line 1 "/mega_moe/decode_fp4.cuh"
 // FP4 weights to wgmma A fragments, in registers. Formats of the packed words: layouts/weights_sm90.py.
@@ -991,7 +1102,7 @@ __device__ __forceinline__ void decode_e4m3(uint32_t word, uint2 table, uint32_t
     constexpr uint32_t kSigns = 0x80808080;
     const uint32_t magnitudes = word & 0x77777777;
     half0 = ptx::bit_select(kSigns, word, ptx::prmt(table.x, table.y, magnitudes));
-    half1 = ptx::bit_select(kSigns, word << 4, ptx::prmt(table.x, table.y, magnitudes >> 16));
+    half1 = ptx::bit_select(kSigns, word << 4, ptx::prmt(table.x, table.y, ptx::high_halves(magnitudes)));
 }
 
 // A UE4M3 byte as a pair of bf16, times 2^117: the byte << 4, read as bf16, is scale x 2^-120, subnormals included.
@@ -1012,37 +1123,39 @@ __device__ __forceinline__ void decode_bf16(uint32_t word, uint32_t scale, uint3
 // This thread's 32 weights of a unit as they lie in shared memory, with what their two scale bytes mean to the decoder.
 struct PackedUnit {
     uint4 codes;
-    uint32_t scales;
+    uint32_t scales[2];
     uint2 tables[2];  // E4M3: of rows g and g + 8
 
-    // From the stage at `weights`; the offsets are those of the thread's share of the unit.
-    __device__ __forceinline__ void load_codes(uint32_t weights, uint32_t code_offset, uint32_t scale_offset) {
-        codes = ptx::ld_shared_v4(weights + code_offset);
-        scales = ptx::ld_shared_u16(weights + config::kStageCodeBytes + scale_offset);
+    // `first_codes` and `first_scales` are addresses of the thread's share of its warpgroup's unit 0.
+    __device__ __forceinline__ void load_codes(uint32_t first_codes, uint32_t first_scales, uint32_t unit) {
+        codes = ptx::ld_shared_v4(first_codes + unit * kUnitCodeBytes);
+        scales[0] = ptx::ld_shared_u8(first_scales + unit * kUnitScaleBytes);
+        scales[1] = ptx::ld_shared_u8(first_scales + unit * kUnitScaleBytes + 1);
     }
 
-    // `copy` is the offset of the lane's copy in a row of the table.
-    __device__ __forceinline__ void load_tables(uint32_t table, uint32_t copy) {
+    // `table` is the lane's copy.
+    __device__ __forceinline__ void load_tables(uint32_t table) {
         if constexpr (config::kIsFp8) {
-            // Seven bits: UE4M3 has no sign, and a byte that has one must not lead out of the table.
-            constexpr uint32_t kRows = 0x7F * kTableRowBytes;
-            static_assert(kTableRowBytes == 128, "the shifts below");
-            tables[0] = ptx::ld_shared_v2(table + (((scales << 7) & kRows) | copy));
-            tables[1] = ptx::ld_shared_v2(table + (((scales >> 1) & kRows) | copy));
+            tables[0] = ptx::ld_shared_v2(table + scales[0] * kTableRowBytes);
+            tables[1] = ptx::ld_shared_v2(table + scales[1] * kTableRowBytes);
         }
     }
 };
 
+// Word `w` of a unit (x, y: row g; z, w: row g + 8) to two of its A registers.
+__device__ __forceinline__ void decode_e4m3_word(const PackedUnit& unit, uint32_t w, uint32_t* a) {
+    const uint32_t words[4] = {unit.codes.x, unit.codes.y, unit.codes.z, unit.codes.w}, row = w / 2, step = w % 2;
+    decode_e4m3(words[w], unit.tables[row], a[4 * step + row], a[4 * step + row + 2]);
+}
+
 // Decodes a unit to A fragments: a[4 * step + register]. Registers 0 and 2 of a step are row g, registers 1 and 3 row g + 8.
 __device__ __forceinline__ void decode_unit(const PackedUnit& unit, uint32_t (&a)[kUnitRegisters]) {
-    const uint4& words = unit.codes;
     if constexpr (config::kIsFp8) {
-        decode_e4m3(words.x, unit.tables[0], a[0], a[2]);
-        decode_e4m3(words.z, unit.tables[1], a[1], a[3]);
-        decode_e4m3(words.y, unit.tables[0], a[4], a[6]);
-        decode_e4m3(words.w, unit.tables[1], a[5], a[7]);
+#pragma unroll
+        for (uint32_t w = 0; w < 4; ++w) decode_e4m3_word(unit, w, a);
     } else {
-        const uint32_t low = bf16_scale(unit.scales & 0xFF), high = bf16_scale(unit.scales >> 8);
+        const uint4& words = unit.codes;
+        const uint32_t low = bf16_scale(unit.scales[0]), high = bf16_scale(unit.scales[1]);
         decode_bf16(words.x, low, a[0], a[2], a[4], a[6]);
         decode_bf16(words.z, high, a[1], a[3], a[5], a[7]);
         decode_bf16(words.y, low, a[8], a[10], a[12], a[14]);
@@ -1051,7 +1164,7 @@ __device__ __forceinline__ void decode_unit(const PackedUnit& unit, uint32_t (&a
 }
 
 }  // namespace mega_moe
-#line 18 "/mega_moe/roles/mma_sm90.cuh"
+#line 17 "/mega_moe/roles/mma_sm90.cuh"
 #line 1 "/ptx/fence.cuh"
 // Fences between proxies and grids. PTX ISA, "Parallel Synchronization and Communication Instructions: membar/fence" and
 // "griddepcontrol".
@@ -1073,7 +1186,7 @@ __device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcon
 __device__ __forceinline__ void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 }  // namespace ptx
-#line 19 "/mega_moe/roles/mma_sm90.cuh"
+#line 18 "/mega_moe/roles/mma_sm90.cuh"
 #line 1 "/ptx/wgmma.cuh"
 // Warpgroup MMA with the A operand in registers. PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions".
 //#pragma once
@@ -1096,35 +1209,34 @@ __device__ __forceinline__ void wgmma_wait_group() {
 __device__ __forceinline__ void tie(float& value) { asm volatile("" : "+f"(value)::"memory"); }
 __device__ __forceinline__ void tie(uint32_t& value) { asm volatile("" : "+r"(value)::"memory"); }
 
-// D[64, kN] (+)= A[64, 32] @ B[kN, 32]^T in E4M3, or A[64, 16] @ B[kN, 16]^T in BF16; d holds kN / 2 registers, a four.
+// D[64, kN] (+)= A[64, 32] @ B[kN, 32]^T in E4M3, or A[64, 16] @ B[kN, 16]^T in BF16; d holds kN / 2 registers, a four; without `accumulates` it
+// begins anew.
 template <uint32_t kN>
 struct Wgmma;
 
-#line 28
+#line 29
 template <>
 struct Wgmma<16> {
-    template <bool kAccumulate>
-    __device__ __forceinline__ static void e4m3(float* d, const uint32_t* a, uint64_t b_desc) {
+    __device__ __forceinline__ static void e4m3(float* d, const uint32_t* a, uint64_t b_desc, bool accumulates) {
         asm volatile(
             "{\n.reg .pred accumulate;\nsetp.ne.u32 accumulate, %13, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3 { %0, %1, %2, %3, %4, %5, %6, %7 }, "
             "{%8, %9, %10, %11}, %12, accumulate, 1, 1;\n}"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc), "n"(int(kAccumulate)));
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc), "r"(uint32_t(accumulates)));
     }
-    template <bool kAccumulate>
-    __device__ __forceinline__ static void bf16(float* d, const uint32_t* a, uint64_t b_desc) {
+    __device__ __forceinline__ static void bf16(float* d, const uint32_t* a, uint64_t b_desc, bool accumulates) {
         asm volatile(
             "{\n.reg .pred accumulate;\nsetp.ne.u32 accumulate, %13, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 { %0, %1, %2, %3, %4, %5, %6, %7 }, "
             "{%8, %9, %10, %11}, %12, accumulate, 1, 1, 0;\n}"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc), "n"(int(kAccumulate)));
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_desc), "r"(uint32_t(accumulates)));
     }
 };
-#line 51
+#line 50
 }  // namespace ptx
-#line 20 "/mega_moe/roles/mma_sm90.cuh"
+#line 19 "/mega_moe/roles/mma_sm90.cuh"
 
 namespace roles {
 
@@ -1134,25 +1246,43 @@ static_assert(kM64 * mega_moe::kUnitsPerStage == 2 * kJobUnits);
 template <uint32_t kWidth>
 using Sums = float[kM64][kWidth / 2];  // register r is column 8 (r / 4) + 2 (lane % 4) + r % 2, row 8 (r / 2 % 2) + lane / 4 of the warp's 16
 using Fragments = uint32_t[kJobUnits][mega_moe::kUnitRegisters];
+// Jobs of packed weights that are held at once: a stage's, or, where wide sums leave no registers, one.
+constexpr uint32_t kHeldJobs = kM64 == 2 ? 2 : 1;
 
 struct Consumer {
     const mega_moe::Context& ctx;
     uint32_t warpgroup;  // 0 or 1
     uint32_t thread;     // in the warpgroup
+    // This lane's first codes and scales in a stage's weights, and its copy of the decode table in shared memory.
+    uint32_t codes, scales, table;
     pipeline::RingCursor cursor;
+
+    __device__ __forceinline__ Consumer(const mega_moe::Context& context, uint32_t consumer_thread)
+        : ctx(context), warpgroup(consumer_thread / 128), thread(ptx::keep(consumer_thread % 128)) {
+        const uint32_t first = warpgroup * (kM64 * mega_moe::kUnitsPerStage * 128) + thread;
+        codes = ptx::keep(first * 16), scales = ptx::keep(config::kStageCodeBytes + first * 2);
+        table = ptx::keep(ptx::smem_address(context.smem.decode_table) + thread % config::kTableCopies * 8);
+    }
 
     // Of this warpgroup's tile m in a pass: its number among the block's four, of which a warpgroup has two neighbours.
     __device__ __forceinline__ uint32_t m64(uint32_t pass, uint32_t m) const { return 2 * warpgroup + (kM64 == 2 ? m : pass); }
 
-    __device__ __forceinline__ void release(uint32_t stage) const {
+    // The thread, for an epilogue: addresses made of it are made there, and not before the MMAs, whose registers they would take.
+    __device__ __forceinline__ uint32_t thread_now() const {
+        uint32_t now = thread;
+        ptx::tie(now);
+        return now;
+    }
+
+    __device__ __forceinline__ void release_if(bool condition, uint32_t stage) const {
         __syncwarp();
-        if (thread % 32 == 0) ptx::mbarrier_arrive(ptx::smem_address(&ctx.smem.ring.empty[stage]));
+        ptx::mbarrier_arrive_if(condition && thread % 32 == 0, ptx::smem_address(&ctx.smem.ring.empty[stage]));
     }
 };
 
 // A pass's registers beside its sums, by job of the stage.
 struct Work {
-    mega_moe::PackedUnit packed[2][kJobUnits];  // of the next jobs, on their way from shared memory
+    mega_moe::PackedUnit packed[kHeldJobs][kJobUnits];  // of the next jobs, on their way from shared memory
     Fragments fragments[2];
     uint32_t previous;  // the stage before: not released yet
 };
@@ -1183,154 +1313,156 @@ __device__ __forceinline__ void tie(Fragments& fragments) {
 __device__ constexpr uint32_t job_m(uint32_t job) { return kM64 == 2 ? job : 0; }
 __device__ constexpr uint32_t job_unit(uint32_t job, uint32_t u) { return kM64 == 2 ? u : job; }
 
-// Starts the loads of both jobs of the stage that the cursor is at; their decode tables come in a second step, by their scales.
-__device__ __forceinline__ void load_codes(const Consumer& c, Work& work) {
-    const uint32_t weights = ptx::smem_address(c.ctx.smem.weights[c.cursor.stage]);
-    const uint32_t first = c.warpgroup * (kM64 * mega_moe::kUnitsPerStage * 128) + c.thread;  // of this warpgroup's units
+// Starts the loads of a job of a stage; its decode tables come in a second step, by its scales.
+__device__ __forceinline__ void load_codes(const Consumer& c, uint32_t stage, uint32_t job, Work& work) {
+    const uint32_t weights = ptx::smem_address(c.ctx.smem.weights[stage]);
 #pragma unroll
-    for (uint32_t job = 0; job < 2; ++job)
-#pragma unroll
-        for (uint32_t u = 0; u < kJobUnits; ++u) {
-            const uint32_t unit = job_m(job) * mega_moe::kUnitsPerStage + job_unit(job, u);
-            work.packed[job][u].load_codes(weights, unit * (128 * 16) + first * 16, unit * (128 * 2) + first * 2);
-        }
+    for (uint32_t u = 0; u < kJobUnits; ++u) {
+        work.packed[job % kHeldJobs][u].load_codes(weights + c.codes, weights + c.scales, job_m(job) * mega_moe::kUnitsPerStage + job_unit(job, u));
+    }
 }
 
 __device__ __forceinline__ void load_tables(const Consumer& c, Work& work) {
-    const uint32_t table = ptx::smem_address(c.ctx.smem.decode_table), copy = c.thread % config::kTableCopies * 8;
 #pragma unroll
-    for (uint32_t job = 0; job < 2; ++job)
+    for (uint32_t job = 0; job < kHeldJobs; ++job)
 #pragma unroll
-        for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[job][u].load_tables(table, copy);
+        for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[job][u].load_tables(c.table);
 }
 
 template <uint32_t kJob>
 __device__ __forceinline__ void decode(Work& work) {
 #pragma unroll
-    for (uint32_t u = 0; u < kJobUnits; ++u) mega_moe::decode_unit(work.packed[kJob][u], work.fragments[kJob][u]);
+    for (uint32_t u = 0; u < kJobUnits; ++u) mega_moe::decode_unit(work.packed[kJob % kHeldJobs][u], work.fragments[kJob][u]);
 }
 
-template <uint32_t kWidth, bool kOverwrites>
-__device__ __forceinline__ void multiply_step(float* sums, const uint32_t* fragment, uint64_t tokens) {
+template <uint32_t kWidth>
+__device__ __forceinline__ void multiply_step(float* sums, const uint32_t* fragment, uint64_t tokens, bool accumulates) {
     if constexpr (config::kIsFp8) {
-        ptx::Wgmma<kWidth>::template e4m3<!kOverwrites>(sums, fragment, tokens);
+        ptx::Wgmma<kWidth>::e4m3(sums, fragment, tokens, accumulates);
     } else {
-        ptx::Wgmma<kWidth>::template bf16<!kOverwrites>(sums, fragment, tokens);
+        ptx::Wgmma<kWidth>::bf16(sums, fragment, tokens, accumulates);
     }
 }
 
-// Starts the MMAs of a job of stage `stage`; in E4M3 a tile's first one of a stage overwrites its sums.
+// Starts the MMAs of a job of stage `stage`; without `accumulates` its tile's sums begin anew.
 template <uint32_t kWidth, uint32_t kJob>
-__device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums<kWidth>& sums, const Fragments& fragments) {
+__device__ __forceinline__ void multiply(const Consumer& c, uint32_t stage, Sums<kWidth>& sums, const Fragments& fragments, bool accumulates) {
     ptx::wgmma_fence();
 #pragma unroll
     for (uint32_t u = 0; u < kJobUnits; ++u) {
         // BF16 has one 128-byte sub-block a unit, E4M3 has both units in one.
         const uint32_t unit = job_unit(kJob, u), offset = config::kIsFp8 ? unit * mega_moe::kStepsPerUnit * 32 : unit * config::kBlockN * 128;
         const uint64_t tokens = layout::gmma_descriptor(ptx::smem_address(c.ctx.smem.tokens[stage]) + offset);
-        constexpr bool kIsFirstJob = kM64 == 2 || kJob == 0;
-        if (u == 0) {
-            multiply_step<kWidth, config::kIsFp8 && kIsFirstJob>(sums[job_m(kJob)], fragments[u], tokens);
-        } else {
-            multiply_step<kWidth, false>(sums[job_m(kJob)], fragments[u], tokens);
-        }
 #pragma unroll
-        for (uint32_t step = 1; step < mega_moe::kStepsPerUnit; ++step) {
-            multiply_step<kWidth, false>(sums[job_m(kJob)], fragments[u] + 4 * step, tokens + step * layout::kDescriptorStep);
+        for (uint32_t step = 0; step < mega_moe::kStepsPerUnit; ++step) {
+            constexpr bool kIsFirstJob = kM64 == 2 || kJob == 0;
+            multiply_step<kWidth>(sums[job_m(kJob)], fragments[u] + 4 * step, tokens + step * layout::kDescriptorStep, accumulates || !kIsFirstJob || u + step > 0);
         }
     }
     ptx::wgmma_commit_group();
 }
 
-// Adds a stage's sums of one 64-row tile to the total, in L2 times the tokens' scale factors.
-template <bool kIsL2, uint32_t kWidth>
-__device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const float (&block)[kWidth / 2], float (&total)[kWidth / 2]) {
+// A column's scale factor of a stage, and that of its neighbour.
+__device__ __forceinline__ float2 stage_sf(const Consumer& c, uint32_t stage, uint32_t r) {
+    return *reinterpret_cast<const float2*>(&c.ctx.smem.sf[stage][r * 2 + c.thread % 4 * 2]);
+}
+
+// Adds the tensor core's sums to the totals, times the last stage's scale factors where it has some (L1, and some tiles
+// of L2).
+template <bool kHasSf, uint32_t kWidth>
+__device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const Sums<kWidth>& sums, Sums<kWidth>& total) {
 #pragma unroll
-    for (uint32_t r = 0; r < kWidth / 2; r += 4) {
-        // Registers r % 2 are neighbouring columns, r / 4 the group of 8.
-        if constexpr (kIsL2) {
-            const float2 sf = *reinterpret_cast<const float2*>(&c.ctx.smem.acts_sf[stage][r * 2 + c.thread % 4 * 2]);
-            total[r] = fmaf(block[r], sf.x, total[r]), total[r + 1] = fmaf(block[r + 1], sf.y, total[r + 1]);
-            total[r + 2] = fmaf(block[r + 2], sf.x, total[r + 2]), total[r + 3] = fmaf(block[r + 3], sf.y, total[r + 3]);
-        } else {
+    for (uint32_t m = 0; m < kM64; ++m)
 #pragma unroll
-            for (uint32_t i = r; i < r + 4; ++i) total[i] += block[i];
+        for (uint32_t r = 0; r < kWidth / 2; r += 4) {
+            // Registers r % 2 are neighbouring columns, r / 4 the group of 8.
+            float2 sf = {1.0f, 1.0f};
+            if constexpr (kHasSf) sf = stage_sf(c, stage, r);
+#pragma unroll
+            for (uint32_t i = 0; i < 4; ++i) {
+                if constexpr (kHasSf) {
+                    total[m][r + i] = fmaf(sums[m][r + i], i % 2 == 0 ? sf.x : sf.y, total[m][r + i]);
+                } else {
+                    total[m][r + i] += sums[m][r + i];
+                }
+            }
+        }
+}
+
+// From units of one stage's scale factors to the next's. All are powers of two: nothing is rounded.
+template <uint32_t kWidth>
+__device__ __forceinline__ void rescale(const Consumer& c, uint32_t from, uint32_t to, Sums<kWidth>& sums) {
+    ptx::wgmma_wait_group<0>();
+#pragma unroll
+    for (uint32_t m = 0; m < kM64; ++m) {
+        tie(sums[m]);
+#pragma unroll
+        for (uint32_t r = 0; r < kWidth / 2; r += 4) {
+            const float2 before = stage_sf(c, from, r), after = stage_sf(c, to, r);
+            const float x = before.x / after.x, y = before.y / after.y;
+            sums[m][r] *= x, sums[m][r + 1] *= y, sums[m][r + 2] *= x, sums[m][r + 3] *= y;
         }
     }
 }
 
 __device__ __forceinline__ void wait_stage(const Consumer& c) { pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor); }
 
-constexpr bool kStaggers = config::kIsFp8 && kM64 == 2;
-
-// One stage, of which the codes are there; on return its second job may still run. The last stage's sums are promoted on the way: all
-// at once, or, where there are two tiles (kStaggers), each tile's while the other's MMAs run.
-template <bool kIsL2, uint32_t kWidth>
-__device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWidth>& block, Sums<kWidth>& total, bool is_first, bool is_last) {
-    Sums<kWidth>& sums = config::kIsFp8 ? block : total;
+// One stage, of which the first codes are there; on return its second job may still run.
+template <bool kHasOwnSf, uint32_t kWidth>
+__device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWidth>& sums, bool accumulates, bool is_first, bool is_last) {
     // One value a warp, in a uniform register: descriptors then cost no vector instructions.
     const uint32_t stage = __shfl_sync(~0u, c.cursor.stage, 0);
+    if constexpr (kHasOwnSf) rescale<kWidth>(c, work.previous, stage, sums);
     decode<0>(work);
-    if constexpr (config::kIsFp8 && !kStaggers) {
-        ptx::wgmma_wait_group<0>();
-        tie(work.fragments[1]);
-        tie(block[0]);
-        promote<kIsL2, kWidth>(c, work.previous, block[0], total[0]);
-    }
-    multiply<kWidth, 0>(c, stage, sums, work.fragments[0]);
-    if constexpr (!config::kIsFp8 || kStaggers) {
-        ptx::wgmma_wait_group<1>();  // the last stage's second job
-        tie(work.fragments[1]);
-    }
-    if constexpr (kStaggers) {
-        tie(block[kM64 - 1]);
-        promote<kIsL2, kWidth>(c, work.previous, block[kM64 - 1], total[kM64 - 1]);
-    }
-    if (!is_first) c.release(work.previous);
+    if constexpr (kHeldJobs == 1) load_codes(c, stage, 1, work);
+    multiply<kWidth, 0>(c, stage, sums, work.fragments[0], accumulates);
+    if constexpr (kHeldJobs == 1) load_tables(c, work);
+    c.cursor.advance();
+    const bool is_full = kHeldJobs == 2 && pipeline::is_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
+    ptx::wgmma_wait_group<1>();  // the last stage's second job
+    tie(work.fragments[1]);
+    c.release_if(!is_first, work.previous);
     decode<1>(work);
     work.previous = stage;
-    c.cursor.advance();
-    // Narrow tiles wait for memory: the next stage's loads are on their way while MMAs are issued. Wide ones wait for MMAs: those first.
-    if constexpr (kM64 == 1) multiply<kWidth, 1>(c, stage, sums, work.fragments[1]);
-    if (!is_last) {
-        wait_stage(c);
-        load_codes(c, work);
-    }
-    if constexpr (kM64 == 2) multiply<kWidth, 1>(c, stage, sums, work.fragments[1]);
-    if (!is_last) load_tables(c, work);
+    // After the last stage the same one's codes are loaded again: a branch around loads would wait for them where it ends.
+    if (!is_last) pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
+#pragma unroll
+    for (uint32_t job = 0; job < kHeldJobs; ++job) load_codes(c, is_last ? stage : c.cursor.stage, job, work);
+    multiply<kWidth, 1>(c, stage, sums, work.fragments[1], accumulates);
+    load_tables(c, work);
     ptx::wgmma_wait_group<1>();  // the first job
     tie(work.fragments[0]);
-    if constexpr (kStaggers) {
-        tie(block[0]);
-        promote<kIsL2, kWidth>(c, stage, block[0], total[0]);
-    }
 }
 
 // Sums a pass: L1 over hidden, L2 over intermediate.
-template <bool kIsL2, uint32_t kWidth>
+template <bool kIsL2, bool kHasOwnSf, uint32_t kWidth>
 __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) {
     constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
+    constexpr uint32_t kBlock = config::kIsFp8 ? config::kPromotedStages : kStages;
     Work work;
-    zero<kWidth>(total);
     Sums<kWidth> block;
-    zero<kWidth>(block);  // what is promoted before there is a sum
+    Sums<kWidth>& sums = config::kIsFp8 ? block : total;
+    if constexpr (config::kIsFp8) zero<kWidth>(total);
+    zero<kWidth>(sums);
     wait_stage(c);
-    load_codes(c, work);
+#pragma unroll
+    for (uint32_t job = 0; job < kHeldJobs; ++job) load_codes(c, c.cursor.stage, job, work);
     load_tables(c, work);
     work.previous = c.cursor.stage;
-    for (uint32_t k = 0; k < kStages; ++k) multiply_stage<kIsL2, kWidth>(c, work, block, total, k == 0, k + 1 == kStages);
-    ptx::wgmma_wait_group<0>();
-    tie(work.fragments[1]);
+    uint32_t stages = kStages;
+    ptx::tie(stages);  // a number that the compiler knows it would unroll by, pragma or not
+#pragma unroll 1
+    for (uint32_t begin = 0; begin < stages; begin += kBlock) {
+        const uint32_t end = min(begin + kBlock, stages);
+#pragma unroll 1
+        for (uint32_t k = begin; k < end; ++k) multiply_stage<kHasOwnSf, kWidth>(c, work, sums, k > begin, k == 0, k + 1 == stages);
+        ptx::wgmma_wait_group<0>();
+        tie(work.fragments[1]);
 #pragma unroll
-    for (uint32_t m = kStaggers ? 1 : 0; m < kM64; ++m) {
-        if constexpr (config::kIsFp8) {
-            tie(block[m]);
-            promote<kIsL2, kWidth>(c, work.previous, block[m], total[m]);
-        } else {
-            tie(total[m]);
-        }
+        for (uint32_t m = 0; m < kM64; ++m) tie(sums[m]);
+        if constexpr (config::kIsFp8) promote<!kIsL2 || kHasOwnSf, kWidth>(c, work.previous, sums, total);
     }
-    c.release(work.previous);
+    c.release_if(true, work.previous);
 }
 
 }  // namespace roles
@@ -1355,6 +1487,7 @@ __device__ __forceinline__ void fetch_columns(const Consumer& c, const mega_moe:
         if constexpr (kIsL2) {
             ptx::cp_async_4(ptx::smem_address(&columns.slot[column]), params.routed + row);
             ptx::cp_async_4(ptx::smem_address(&columns.factor[column]), params.routed_weights + row);
+            if constexpr (config::kIsFp8) ptx::cp_async_4(ptx::smem_address(&columns.scale[column]), params.routed_sf + row);
         } else if constexpr (config::kHasTokenScales) {
             ptx::cp_async_4(ptx::smem_address(&columns.factor[column]), params.routed_sf + row);
         }
@@ -1362,6 +1495,9 @@ __device__ __forceinline__ void fetch_columns(const Consumer& c, const mega_moe:
     if (c.thread < (kIsL2 ? 1 : 2)) {
         const float* alphas = kIsL2 ? params.l2_alphas + tile.expert : params.l1_alphas + 2 * tile.expert;
         ptx::cp_async_4(ptx::smem_address(&columns.alpha[c.thread]), alphas + c.thread);
+    }
+    if constexpr (config::kIsFp8) {
+        if (c.thread < 4) ptx::cp_async_4(ptx::smem_address(&columns.forecast) + 4 * c.thread, reinterpret_cast<const float*>(params.forecast + tile.expert) + c.thread);
     }
 }
 
@@ -1403,7 +1539,7 @@ template <uint32_t kWidth, uint32_t kBlock>
 __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums, Values<kWidth>& value) {
     const mega_moe::Params& params = c.ctx.params;
     const mega_moe::Columns& columns = columns_of(c);
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32;
+    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32;
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) {
         const uint32_t m64 = c.m64(pass, m);
@@ -1417,16 +1553,13 @@ __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe
         }
 #pragma unroll
         for (uint32_t j = 0; j < kWidth / 4; j += 2) {
-            float2 scale = {1.0f, 1.0f};
-            if constexpr (config::kHasTokenScales) scale = *reinterpret_cast<const float2*>(&columns.factor[j / 2 * 8 + lane % 4 * 2]);
 #pragma unroll
             for (uint32_t i = 0; i < 2; ++i) {
                 const uint32_t r = j * 2 + i;  // half 0; half 1 is r + 2
-                const float s = i == 0 ? scale.x : scale.y;
                 if constexpr (config::kIsGated) {
-                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r], s * columns.alpha[0], bias[0]), fmaf(sums[m][r + 2], s * columns.alpha[1], bias[1]));
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r], columns.alpha[0], bias[0]), fmaf(sums[m][r + 2], columns.alpha[1], bias[1]));
                 } else {
-                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], s * columns.alpha[0], bias[0]));
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], columns.alpha[0], bias[0]));
                 }
             }
         }
@@ -1484,15 +1617,22 @@ __device__ __forceinline__ void reduce_amax(const Consumer& c, const Pairs<kWidt
     }
 }
 
-// One thread a column: its scale factor to the pool, the reciprocal to all consumers, and the maximum starts over.
+// One thread a column: its scale factor to the pool, the reciprocal to all consumers, and the maximum starts over. The factor is what was
+// foreseen for the token, so that L2 need not multiply by it block by block, unless the block's values would not lie well in E4M3.
 __device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe::Tile& tile, uint32_t block) {
     mega_moe::SharedStorage& smem = c.ctx.smem;
     const uint32_t column = c.warpgroup * 128 + c.thread;
     if (column < config::kBlockN) {
-        const float scale = fmaxf(__uint_as_float(smem.amax[column]), config::kMinAmax) / 448.0f;
+        const mega_moe::Columns& columns = columns_of(c);
+        const float amax = __uint_as_float(smem.amax[column]), foreseen = mega_moe::foresee_acts_scale(columns.forecast, columns.factor[column], 1.0f);
+        const bool fits = amax == 0.0f || (amax >= config::kLeastForeseen * foreseen && amax <= 448.0f * foreseen);
+        const float scale = fits ? foreseen : mega_moe::power_of_two(fmaxf(amax, config::kMinAmax) * (2.0f / 448.0f));
         smem.inverse_scale[column] = 1.0f / scale;
         smem.amax[column] = 0;
-        if (column < tile.num_rows) c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.pool_row + column] = scale;
+        if (column < tile.num_rows) {
+            c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.pool_row + column] = scale;
+            if (!fits) ptx::st_relaxed_gpu(&c.ctx.params.has_own_sf[tile.token_tile], 1);
+        }
     }
     mega_moe::sync_consumers();
 }
@@ -1500,7 +1640,7 @@ __device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe:
 // E4M3: the pairs of all columns to the shared tile [column][128].
 template <uint32_t kWidth>
 __device__ __forceinline__ void put_codes(const Consumer& c, const Pairs<kWidth>& pair) {
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32;
+    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32;
     uint32_t matrices[kWidth / 8];
 #pragma unroll
     for (uint32_t i = 0; i < kWidth / 8; ++i) {
@@ -1514,7 +1654,7 @@ __device__ __forceinline__ void put_codes(const Consumer& c, const Pairs<kWidth>
 // BF16: the pass's values to the shared tile [column][2][64]: a warpgroup's 64 values are the 128 bytes of its half.
 template <uint32_t kWidth>
 __device__ __forceinline__ void put_values(const Consumer& c, uint32_t pass, const Values<kWidth>& value) {
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32;
+    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32;
     // Place of the pair: 16 warp + 8 (row % 2) + 2 (row / 2) of the 64 (layout/token_order.cuh).
     const uint32_t piece = 2 * warp + lane / 4 % 2, word = lane / 8;
     uint8_t* half = acts_tile(c) + c.warpgroup * (config::kBlockN * 128);
@@ -1606,8 +1746,7 @@ __device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::T
     using namespace mega_moe;
     const Params& params = c.ctx.params;
     const Columns& columns = columns_of(c);
-    const uint32_t lane = c.thread % 32, warp = c.thread / 32, hidden = tile.m_tile * config::kBlockM + 64 * m64;
-    const float alpha = columns.alpha[0];
+    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32, hidden = tile.m_tile * config::kBlockM + 64 * m64;
     const uint32_t staged = ptx::smem_address(c.ctx.smem.out) + c.warpgroup * (config::kBlockN * 128);
 #pragma unroll
     for (uint32_t half = 0; half < 2; ++half) {
@@ -1617,7 +1756,9 @@ __device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::T
 #pragma unroll
         for (uint32_t i = 0; i < kWidth / 8; ++i) {
             const float2 weight = *reinterpret_cast<const float2*>(&columns.factor[8 * i + lane % 4 * 2]);
-            matrices[i] = ptx::cvt_bf16x2(fmaf(sums[4 * i + 2 * half], alpha, bias) * weight.x, fmaf(sums[4 * i + 2 * half + 1], alpha, bias) * weight.y);
+            float2 scale = {columns.alpha[0], columns.alpha[0]};
+            if constexpr (config::kIsFp8) scale = *reinterpret_cast<const float2*>(&columns.scale[8 * i + lane % 4 * 2]);
+            matrices[i] = ptx::cvt_bf16x2(fmaf(sums[4 * i + 2 * half], scale.x, bias) * weight.x, fmaf(sums[4 * i + 2 * half + 1], scale.y, bias) * weight.y);
         }
         store_columns<kWidth>(staged, 2 * warp + half, matrices);
     }
@@ -1631,9 +1772,23 @@ __device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::T
     sync_warpgroup(c);
 }
 
-template <uint32_t kWidth>
+// What each column's sums are multiplied by: alpha, and the foreseen scale where the sums do not have scale factors in them.
+template <bool kHasOwnSf>
+__device__ __forceinline__ void scale_sums(const Consumer& c, const mega_moe::Tile& tile) {
+    mega_moe::Columns& columns = columns_of(c);
+    for (uint32_t column = c.thread; column < tile.num_rows; column += 128) {
+        const float foreseen = kHasOwnSf ? 1.0f : mega_moe::foresee_acts_scale(columns.forecast, columns.scale[column], 1.0f);
+        columns.scale[column] = columns.alpha[0] * foreseen;
+    }
+    sync_warpgroup(c);
+}
+
+template <uint32_t kWidth, bool kHasOwnSf>
 __device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
-    if (pass == 0) wait_columns(c);
+    if (pass == 0) {
+        wait_columns(c);
+        if constexpr (config::kIsFp8) scale_sums<kHasOwnSf>(c, tile);
+    }
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) finish_rows<kWidth>(c, tile, c.m64(pass, m), sums[m]);
     if (pass + 1 == config::kNumPasses && c.thread == 0) ptx::red_release_gpu_add(c.ctx.params.l2_done, 1);
@@ -1647,21 +1802,30 @@ namespace roles {
 
 // By the narrowest MMA that holds the tile's tokens. Sums do not leave the instance of their width: where instances of several
 // widths meet, their accumulators would have to meet in the same registers.
-template <bool kIsL2, uint32_t kWidth = config::kBlockN>
-__device__ __forceinline__ void finish_tile(Consumer& c, const mega_moe::Tile& tile) {
-    if constexpr (kWidth > config::kMinWidth) {
-        if (tile.width < kWidth) return finish_tile<kIsL2, kWidth - config::kWidthStep>(c, tile);
+template <bool kIsL2, bool kHasOwnSf, uint32_t kWidth>
+__device__ __forceinline__ void finish_width(Consumer& c, const mega_moe::Tile& tile) {
+    if constexpr (kWidth > config::kMinWidth && !kHasOwnSf) {
+        if (tile.width < kWidth) return finish_width<kIsL2, kHasOwnSf, kWidth - config::kWidthStep>(c, tile);
     }
-    fetch_columns<kIsL2>(c, tile);
     for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
         Sums<kWidth> sums;
-        multiply_pass<kIsL2, kWidth>(c, sums);
+        multiply_pass<kIsL2, kHasOwnSf, kWidth>(c, sums);
         if constexpr (kIsL2) {
-            epilogue_l2<kWidth>(c, tile, pass, sums);
+            epilogue_l2<kWidth, kHasOwnSf>(c, tile, pass, sums);
         } else {
             epilogue_l1<kWidth>(c, tile, pass, sums);
         }
     }
+}
+
+template <bool kIsL2>
+__device__ __forceinline__ void finish_tile(Consumer& c, const mega_moe::Tile& tile) {
+    fetch_columns<kIsL2>(c, tile);
+    if constexpr (kIsL2 && config::kIsFp8) {
+        // Seldom: one instance is enough, the widest.
+        if (c.ctx.smem.has_own_sf[c.cursor.stage] != 0) return finish_width<kIsL2, true, config::kBlockN>(c, tile);
+    }
+    finish_width<kIsL2, false, config::kBlockN>(c, tile);
 }
 
 }  // namespace roles
@@ -1711,6 +1875,62 @@ static_assert(TokenOrder<false>::position(16 * 3 + 4 * 2 + 2 * 1 + 1) == 16 * 2 
 }  // namespace layout
 #line 11 "/mega_moe/roles/dispatch_sm90.cuh"
 //#include "mega_moe/context_sm90.cuh"
+#line 1 "/mega_moe/scale_search.cuh"
+// Which scale makes E4M3 nearest to a block of 512 values: one of four, a quarter of a binade apart. Rule: formats/block_scaled.py.
+//#pragma once
+//#include "config.cuh"
+//#include "ptx/convert.cuh"
+//#include "ptx/warp.cuh"
+//#include "types.cuh"
+
+namespace mega_moe {
+
+struct BlockScale {
+    float scale, inverse;
+    float smallest;  // the least of the four: what would make the largest value 448
+};
+
+// Sum of the squared errors of a lane's pairs of bf16, in units of 2^-10 of a squared code step at 1. Integers: the sum over all lanes does
+// not depend on who has which value.
+template <uint32_t kPairs>
+__device__ __forceinline__ uint32_t squared_error(const uint32_t (&pairs)[kPairs], float inverse) {
+    constexpr float kOnes = 8388608.0f;  // 2^23: a sum with it has its integer part in its low bits
+    uint32_t sum = 0;
+#pragma unroll
+    for (uint32_t pair : pairs) {
+        const float x = ptx::bf16_low(pair) * inverse, y = ptx::bf16_high(pair) * inverse;
+        const float2 rounded = ptx::cvt_f32x2(ptx::cvt_e4m3x2(x, y));
+        const float a = (rounded.x - x) * 32.0f, b = (rounded.y - y) * 32.0f;
+        sum += __float_as_uint(fmaf(a, a, kOnes)) + __float_as_uint(fmaf(b, b, kOnes));
+    }
+    return sum;  // 512 times the bits of 2^23 are zero, modulo 2^32
+}
+
+// A warp: kPairs pairs a lane, together 512 values.
+template <uint32_t kPairs>
+__device__ __forceinline__ BlockScale search_scale(const uint32_t (&pairs)[kPairs]) {
+    static_assert(kPairs * 2 * 32 == 512);
+    float largest = 0.0f;
+#pragma unroll
+    for (uint32_t pair : pairs) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(pair)), fabsf(ptx::bf16_high(pair))));
+#pragma unroll
+    for (uint32_t step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+    constexpr float kSteps[4] = {1.0f, 1.18920708f, 1.41421354f, 1.68179286f};    // 2^(i/4)
+    constexpr float kWeights[4] = {1.0f, 1.41421354f, 2.0f, 2.82842708f};         // their squares
+    const float smallest = fmaxf(largest, config::kMinAmax) / 448.0f;
+    BlockScale best = {smallest, 1.0f / smallest, smallest};
+    float least = float(ptx::redux_add(squared_error(pairs, best.inverse)));
+#pragma unroll
+    for (uint32_t i = 1; i < 4; ++i) {
+        const float scale = smallest * kSteps[i], inverse = 1.0f / scale;
+        const float error = float(ptx::redux_add(squared_error(pairs, inverse))) * kWeights[i];
+        if (error < least) least = error, best.scale = scale, best.inverse = inverse;
+    }
+    return best;
+}
+
+}  // namespace mega_moe
+#line 13 "/mega_moe/roles/dispatch_sm90.cuh"
 //#include "ptx/convert.cuh"
 //#include "ptx/fence.cuh"
 //#include "ptx/ld_st.cuh"
@@ -1721,10 +1941,6 @@ constexpr uint32_t kNumWarps = config::kNumThreads / 32;
 constexpr uint32_t kRun = layout::TokenOrder<config::kIsFp8>::kRun;
 constexpr uint32_t kVector = 16 / config::kActBytes;  // elements of a vector: runs of four 16-groups
 constexpr uint32_t kRowVectors = config::kTokenRowBytes / 16;
-template <uint32_t kThreads>
-constexpr uint32_t kPerThread = (kRowVectors + kThreads - 1) / kThreads;  // vectors of a token, where kThreads threads share it
-template <uint32_t kThreads>
-constexpr uint32_t kHeld = kPerThread<kThreads> < 4 ? kPerThread<kThreads> : 4;  // stay in registers; others are read twice
 static_assert(kVector == 4 * kRun);
 
 __device__ __forceinline__ int32_t local_expert(const mega_moe::Params& params, uint32_t slot) {
@@ -1745,7 +1961,7 @@ struct Share {
 // Counts the slots of each expert, and of them those before this block's share. A warp looks at 32 slots at a time; lane l counts
 // experts l, l + 32, ..., whose slots the bits of all lanes' experts tell: no two lanes ever meet at a counter.
 __device__ __forceinline__ void count_slots(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t first_own) {
-    constexpr uint32_t kSets = (config::kNumLocalExperts + 31) / 32, kAtOnce = 12;  // loads in flight
+    constexpr uint32_t kSets = (config::kNumLocalExperts + 31) / 32, kAtOnce = kSets > 8 ? 8 : 12;  // loads in flight
     constexpr uint32_t kBits = kSets <= 1 ? 5 : kSets <= 2 ? 6 : kSets <= 4 ? 7 : kSets <= 8 ? 8 : 9;
     const uint32_t lane = threadIdx.x % 32, num_slots = params.num_tokens * config::kNumTopk;
     uint32_t all[kSets] = {}, before[kSets] = {};
@@ -1843,14 +2059,7 @@ __device__ __forceinline__ Values16 load_values(const uint8_t* x_row, uint32_t v
     return values;
 }
 
-__device__ __forceinline__ float amax(const Values16& values) {
-    float largest = 0.0f;
-#pragma unroll
-    for (uint32_t w : values.words) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(w)), fabsf(ptx::bf16_high(w))));
-    return largest;
-}
-
-__device__ __forceinline__ uint4 encode(const Values16& values, float inverse) {
+__device__ __forceinline__ uint4 encode(const Values16& values, float inverse = 1.0f) {
     uint32_t stored[4];
 #pragma unroll
     for (uint32_t t = 0; t < 4; ++t) {
@@ -1868,7 +2077,7 @@ __device__ __forceinline__ uint4 encode(const Values16& values, float inverse) {
 // Puts a vector into each of the token's rows.
 __device__ __forceinline__ void store_vector(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t vector, const uint4& stored) {
     if (vector >= kRowVectors) return;
-#pragma unroll 8  // all rows of a large top-k at once would spill what is held of x
+#pragma unroll 8
     for (uint32_t k = 0; k < config::kNumTopk; ++k) {
         const uint32_t row = pool_rows[k];
         if (row != ~0u) reinterpret_cast<uint4*>(params.tokens + uint64_t(row) * config::kTokenRowBytes)[vector] = stored;
@@ -1889,41 +2098,48 @@ __device__ __forceinline__ float largest_of(mega_moe::Schedule& schedule, float 
     return value;
 }
 
-// What a thread holds of a token of the caller's.
+constexpr uint32_t kScaleVectors = config::kPromotedStages * config::kTokenKBytes / 16;  // of a block with one scale: a warp's, a vector a lane
+static_assert(!config::kIsFp8 || kScaleVectors == 32);
+constexpr uint32_t kScaleBlocks = config::kScaleBlocks;
+static_assert(kScaleBlocks == (kRowVectors + kScaleVectors - 1) / kScaleVectors || !config::kIsFp8);
+
+// Gives the rows of a token the scale of a block.
+__device__ __forceinline__ void store_scale(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t block, float scale) {
+    const uint32_t lane = threadIdx.x % 32;
+    if (lane < config::kNumTopk && pool_rows[lane] != ~0u) params.tokens_sf[uint64_t(block) * params.pool_rows + pool_rows[lane]] = scale;
+}
+
 template <uint32_t kThreads>
-struct HeldValues {
-    Values16 vectors[kHeld<kThreads>];
+__device__ __forceinline__ Values16 load_first(const mega_moe::Params& params, uint32_t token) {
+    return load_values(params.x + uint64_t(token) * params.x_stride_bytes, threadIdx.x % kThreads);
+}
 
-    __device__ __forceinline__ void load(const mega_moe::Params& params, uint32_t token) {
-        const uint8_t* x_row = params.x + uint64_t(token) * params.x_stride_bytes;
-#pragma unroll
-        for (uint32_t i = 0; i < kHeld<kThreads>; ++i) vectors[i] = load_values(x_row, threadIdx.x % kThreads + kThreads * i);
-    }
-};
-
-// kThreads threads: a token from the caller's x, quantised, to its rows. Returns its scale.
+// kThreads threads: a token from the caller's x, quantised, to its rows; `first` is each thread's first vector of it. Returns the scale that
+// would make its largest value 448.
 template <uint32_t kThreads>
 __device__ __forceinline__ float quantize_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t token,
-                                                const HeldValues<kThreads>& held) {
+                                                const Values16& first) {
     const uint32_t thread = threadIdx.x % kThreads;
     const uint8_t* x_row = params.x + uint64_t(token) * params.x_stride_bytes;
-    float scale = 1.0f, inverse = 1.0f;
     if constexpr (config::kIsFp8) {
         float largest = 0.0f;
-#pragma unroll
-        for (uint32_t i = 0; i < kHeld<kThreads>; ++i) largest = fmaxf(largest, amax(held.vectors[i]));
-#pragma unroll 4
-        for (uint32_t i = kHeld<kThreads>; i < kPerThread<kThreads>; ++i) largest = fmaxf(largest, amax(load_values(x_row, thread + kThreads * i)));
-        scale = fmaxf(largest_of<kThreads>(schedule, largest), config::kMinAmax) / 448.0f;
-        inverse = 1.0f / scale;
+        Values16 values = first;
+#pragma unroll 1
+        for (uint32_t vector = thread; vector / kScaleVectors < kScaleBlocks; vector += kThreads) {
+            const Values16 next = load_values(x_row, vector + kThreads);
+            const mega_moe::BlockScale found = mega_moe::search_scale(values.words);
+            store_vector(params, pool_rows, vector, encode(values, found.inverse));
+            store_scale(params, pool_rows, vector / kScaleVectors, found.scale);
+            largest = fmaxf(largest, found.smallest);
+            values = next;
+        }
+        return largest_of<kThreads>(schedule, largest);
+    } else {
+        store_vector(params, pool_rows, thread, encode(first));
+#pragma unroll 1
+        for (uint32_t vector = thread + kThreads; vector < kRowVectors; vector += kThreads) store_vector(params, pool_rows, vector, encode(load_values(x_row, vector)));
+        return 1.0f;
     }
-#pragma unroll
-    for (uint32_t i = 0; i < kHeld<kThreads>; ++i) store_vector(params, pool_rows, thread + kThreads * i, encode(held.vectors[i], inverse));
-#pragma unroll 2
-    for (uint32_t i = kHeld<kThreads>; i < kPerThread<kThreads>; ++i) {
-        store_vector(params, pool_rows, thread + kThreads * i, encode(load_values(x_row, thread + kThreads * i), inverse));
-    }
-    return scale;
 }
 
 // kThreads threads: a token that staging has quantised.
@@ -1932,12 +2148,15 @@ __device__ __forceinline__ float copy_token(const mega_moe::Params& params, cons
     const uint4* row = reinterpret_cast<const uint4*>(comm::part<const uint8_t>(params.peers, 0, params.sym.tokens) + uint64_t(token) * config::kTokenRowBytes);
 #pragma unroll 4
     for (uint32_t vector = threadIdx.x % kThreads; vector < kRowVectors; vector += kThreads) store_vector(params, pool_rows, vector, row[vector]);
-    return config::kHasTokenScales ? comm::part<const float>(params.peers, 0, params.sym.token_sf)[token] : 1.0f;
+    if constexpr (!config::kIsFp8) return 1.0f;
+    const float* scales = comm::part<const float>(params.peers, 0, params.sym.token_sf) + uint64_t(token) * (kScaleBlocks + 1);
+    for (uint32_t block = threadIdx.x % kThreads / 32; block < kScaleBlocks; block += kThreads / 32) store_scale(params, pool_rows, block, scales[block]);
+    return scales[kScaleBlocks];
 }
 
 // One token, by kThreads threads: a warp, or the whole block.
 template <uint32_t kThreads>
-__device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t token, const HeldValues<kThreads>& held) {
+__device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t token, const Values16& first) {
     static_assert(config::kNumTopk <= 32, "a lane a slot");
     const uint32_t warp = threadIdx.x % kThreads < 32 ? threadIdx.x / 32 : ~0u, lane = threadIdx.x % 32, slot = token * config::kNumTopk + lane;
     uint32_t (&pool_rows)[config::kNumTopk] = schedule.pool_rows[kThreads == 32 ? threadIdx.x / 32 : 0];
@@ -1951,7 +2170,7 @@ __device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, m
     if (warp != ~0u && lane < config::kNumTopk) pool_rows[lane] = pool_row;
     if constexpr (kThreads == 32) __syncwarp();
     else __syncthreads();
-    const float scale = params.x != nullptr ? quantize_token<kThreads>(params, schedule, pool_rows, token, held) : copy_token<kThreads>(params, pool_rows, token);
+    const float scale = params.x != nullptr ? quantize_token<kThreads>(params, schedule, pool_rows, token, first) : copy_token<kThreads>(params, pool_rows, token);
     if (expert >= 0) {
         params.routed[pool_row] = slot;
         params.routed_weights[pool_row] = params.topk_weights[slot];
@@ -1968,17 +2187,16 @@ __device__ __forceinline__ void dispatch(const mega_moe::Params& params, mega_mo
     const Share share(params.num_tokens);
     // A single token's values are on their way while the schedule is made.
     const bool is_single = share.end - share.begin == 1;
-    HeldValues<config::kNumThreads> single = {};
-    if (is_single && params.x != nullptr) single.load(params, share.begin);
+    Values16 first = {};
+    if (is_single && params.x != nullptr) first = load_first<config::kNumThreads>(params, share.begin);
     build_schedule(params, schedule, share);
     if (is_single) {
-        dispatch_token<config::kNumThreads>(params, schedule, share.begin, single);
+        dispatch_token<config::kNumThreads>(params, schedule, share.begin, first);
         return;
     }
     for (uint32_t token = share.begin + threadIdx.x / 32; token < share.end; token += kNumWarps) {
-        HeldValues<32> held = {};
-        if (params.x != nullptr) held.load(params, token);
-        dispatch_token<32>(params, schedule, token, held);
+        if (params.x != nullptr) first = load_first<32>(params, token);
+        dispatch_token<32>(params, schedule, token, first);
     }
 }
 
@@ -1988,7 +2206,7 @@ __device__ __forceinline__ void dispatch(const mega_moe::Params& params, mega_mo
 // Role: load activations (one thread of warp 1)
 // Waits for:  a stage's empty barrier; L1: the tile's rows from dispatch; L2: all L1 tiles of the token tile
 // Produces:   the stage's tokens in shared memory by boxes of the pools (TMA), 128 bytes of K a row, 128-byte swizzle, and in L2 their
-//             scale factors, on the full barrier
+//             own scale factors where the tile has some, on the full barrier
 // Registers:  config::kLoaderRegisters
 //#pragma once
 //#include "mega_moe/context_sm90.cuh"
@@ -2001,10 +2219,11 @@ template <bool kIsL2>
 __device__ __forceinline__ void load_rows(const mega_moe::Context& ctx, const mega_moe::Tile& tile, pipeline::RingCursor& cursor) {
     constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
     constexpr uint32_t kParts = config::kTokenKBytes / 128;  // 128-byte sub-blocks of a stage: one in E4M3, two in BF16
-    constexpr bool kHasSf = kIsL2 && config::kIsFp8;
-    constexpr uint32_t kSfBytes = kHasSf ? config::kBlockN * 4 : 0;
+    constexpr uint32_t kSfBytes = config::kBlockN * 4;
+    bool has_own_sf = false;
     if constexpr (kIsL2) {
         comm::wait_counter(ctx.watchdog, &ctx.params.l1_done[tile.token_tile], config::kL1MTiles, comm::WaitFor::kL1Tiles, tile.token_tile);
+        if constexpr (config::kIsFp8) has_own_sf = ptx::ld_acquire_gpu(&ctx.params.has_own_sf[tile.token_tile]) != 0;
     } else {
         comm::wait_counter(ctx.watchdog, &ctx.params.rows_ready[tile.token_tile], tile.num_rows, comm::WaitFor::kDispatch, tile.token_tile);
     }
@@ -2015,11 +2234,15 @@ __device__ __forceinline__ void load_rows(const mega_moe::Context& ctx, const me
     for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
         for (uint32_t k = 0; k < kStages; ++k, cursor.advance()) {
             const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
+            if constexpr (kIsL2 && config::kIsFp8) ctx.smem.has_own_sf[cursor.stage] = has_own_sf;
+            // L1's scale factors come with the last stage before a promotion.
+            const bool has_sf = config::kIsFp8 && (kIsL2 ? has_own_sf : k % config::kPromotedStages + 1 == config::kPromotedStages || k + 1 == kStages);
             // Consumers read the stage's last scale factors by ordinary loads; the copy writes through the async proxy.
-            if constexpr (kHasSf) ptx::fence_proxy_async_shared();
-            ptx::mbarrier_arrive_expect_tx(full, rows * config::kTokenKBytes + kSfBytes);
-            if constexpr (kHasSf) {
-                ptx::cp_async_bulk(ptx::smem_address(ctx.smem.acts_sf[cursor.stage]), ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows + tile.pool_row, kSfBytes, full);
+            if (has_sf) ptx::fence_proxy_async_shared();
+            ptx::mbarrier_arrive_expect_tx(full, rows * config::kTokenKBytes + (has_sf ? kSfBytes : 0));
+            if (has_sf) {
+                const float* sf = kIsL2 ? ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows : ctx.params.tokens_sf + uint64_t(k / config::kPromotedStages) * ctx.params.pool_rows;
+                ptx::cp_async_bulk(ptx::smem_address(ctx.smem.sf[cursor.stage]), sf + tile.pool_row, kSfBytes, full);
             }
             const uint32_t stage = ptx::smem_address(ctx.smem.tokens[cursor.stage]);
             for (uint32_t row = 0; row < rows; row += config::kBoxRows) {
@@ -2110,7 +2333,7 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
     if constexpr (config::kIsFp8) fill_decode_table(smem.decode_table);
     if (threadIdx.x < config::kBlockN) {
         smem.amax[threadIdx.x] = 0;
-        for (Columns& columns : smem.columns) columns.factor[threadIdx.x] = 0.0f;  // of columns that no tile has filled yet
+        for (Columns& columns : smem.columns) columns.factor[threadIdx.x] = columns.scale[threadIdx.x] = 0.0f;  // of columns that no tile has filled yet
     }
     roles::dispatch(params, smem.schedule);
     __syncthreads();
@@ -2128,7 +2351,7 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
     } else {
         ptx::setmaxnreg_inc<config::kConsumerRegisters>();
         const uint32_t thread = threadIdx.x - config::kFirstConsumerThread;
-        roles::Consumer consumer{ctx, thread / 128, thread % 128, pipeline::RingCursor{}};
+        roles::Consumer consumer(ctx, thread);
         // Without the attribute the largest kernels call it, and MMAs do not run across calls.
         ctx.scheduler.for_each_tile([&](const Tile& tile) __attribute__((always_inline)) {
             if (tile.is_l2) {

@@ -11,6 +11,7 @@ constexpr uint32_t kNumTopk = 4;
 constexpr uint32_t kTopkIdxBytes = 8;
 constexpr uint32_t kHidden = 2880;
 constexpr uint32_t kHiddenK = 2944;
+constexpr uint32_t kScaleBlocks = 6;
 constexpr uint32_t kNumThreads = 256;
 constexpr uint32_t kBlocksPerSm = 4;
 constexpr bool kIsFp8 = false;

@@ -2,8 +2,8 @@
 #line 1 "/staging/staging.cuh"
 // Staging: BF16 tokens into the symmetric buffer, quantised by the recipe, K in token order; a block takes one token after another.
 //
-// E4M3: scale = max(amax, kMinAmax) / 448 in FP32, codes = RNE(x x (1 / scale)). BF16: the values as they are. Tokens that were
-// quantised by the caller (config::kSourceIsCodes) are only put in order. Padding of K is zeros.
+// E4M3: a scale for 512 values (mega_moe/scale_search.cuh), codes = RNE(x x (1 / scale)). BF16: the values as they are. Tokens that were
+// quantised by the caller (config::kSourceIsCodes), with one scale, are only put in order. Padding of K is zeros.
 #line 1 "/comm/peers.cuh"
 // Symmetric buffers of all ranks: every rank keeps the same parts at the same offsets, so a base pointer a rank reaches them all.
 //#pragma once
@@ -36,6 +36,7 @@ constexpr uint32_t kNumTopk = 4;
 constexpr uint32_t kTopkIdxBytes = 8;
 constexpr uint32_t kHidden = 2880;
 constexpr uint32_t kHiddenK = 2944;
+constexpr uint32_t kScaleBlocks = 6;
 constexpr uint32_t kNumThreads = 256;
 constexpr uint32_t kBlocksPerSm = 4;
 constexpr bool kIsFp8 = true;
@@ -57,7 +58,7 @@ struct PeerTable {
 // Byte offsets of a buffer's parts (runtime/symmetric.py).
 struct SymOffsets {
     uint64_t tokens;        // [max tokens][kTokenRowBytes]: staged codes, K in token order
-    uint64_t token_sf;      // [max tokens] f32
+    uint64_t token_sf;      // f32 [max tokens], sm_90a: [max tokens][scales of blocks, then the largest one's]
     uint64_t topk_idx;      // [max tokens][kNumTopk] int32 or int64
     uint64_t topk_weights;  // [max tokens][kNumTopk] f32
     uint64_t partials;      // [max tokens * kNumTopk][kHiddenPadded] bf16: weighted expert outputs, one row a slot
@@ -116,6 +117,10 @@ static_assert(TokenOrder<false>::position(16 * 3 + 4 * 2 + 2 * 1 + 1) == 16 * 2 
 
 }  // namespace layout
 #line 8 "/staging/staging.cuh"
+#line 1 "/mega_moe/scale_search.cuh"
+// Which scale makes E4M3 nearest to a block of 512 values: one of four, a quarter of a binade apart. Rule: formats/block_scaled.py.
+//#pragma once
+//#include "config.cuh"
 #line 1 "/ptx/convert.cuh"
 // Conversions and byte selection. PTX ISA, "cvt", "prmt", "lop3", "mul (bf16x2)".
 //#pragma once
@@ -128,6 +133,16 @@ __device__ __forceinline__ uint16_t cvt_e4m3x2(float first, float second) {
     uint16_t packed;
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(second), "f"(first));
     return packed;
+}
+
+// Two E4M3 codes, exactly; the low byte's value is x.
+__device__ __forceinline__ float2 cvt_f32x2(uint16_t e4m3x2) {
+    float2 v;
+    asm("{\n.reg .b32 pair;\n.reg .b16 low, high;\ncvt.rn.f16x2.e4m3x2 pair, %2;\nmov.b32 {low, high}, pair;\n"
+        "cvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
+        : "=f"(v.x), "=f"(v.y)
+        : "h"(e4m3x2));
+    return v;
 }
 
 // Two floats to BF16, round to nearest even; `first` goes to the low half.
@@ -151,6 +166,17 @@ __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
 __device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
     uint32_t d;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(selector));
+    return d;
+}
+
+// The upper half in both halves, by the multiplier (times 1.0 in f16): the ALU, where a shift would go, is what decoding waits for. For
+// halves that are no f16 infinity or NaN.
+__device__ __forceinline__ uint32_t high_halves(uint32_t pair) {
+    uint32_t d;
+    asm("{\n.reg .b16 low, high;\n.reg .b32 twice;\nmov.b32 {low, high}, %1;\nmov.b32 twice, {high, high};\n"
+        "mul.rn.f16x2 %0, twice, %2;\n}"
+        : "=r"(d)
+        : "r"(pair), "r"(0x3C003C00));
     return d;
 }
 
@@ -189,7 +215,109 @@ __device__ __forceinline__ float rcp_approx(float x) {
 }
 
 }  // namespace ptx
+#line 5 "/mega_moe/scale_search.cuh"
+#line 1 "/ptx/warp.cuh"
+// Warps and blocks: barriers, registers, election. PTX ISA, "barrier", "setmaxnreg", "elect.sync".
+//#pragma once
+//#include "types.cuh"
+
+namespace ptx {
+
+// Named barrier `id` for `threads` threads (a multiple of 32) of the block.
+__device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
+    asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// `value`, in a register of its own from here on. What depends on the thread's number alone is otherwise made anew where it is used, and
+// reading that number (S2R) takes its place in the queue of shared memory's loads: 100 clocks and more in the middle of a loop.
+__device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, threadIdx.x % 32); }
+
+// Sum over a warp's lanes, modulo 2^32.
+__device__ __forceinline__ uint32_t redux_add(uint32_t value) {
+    uint32_t sum;
+    asm volatile("redux.sync.add.u32 %0, %1, 0xFFFFFFFF;" : "=r"(sum) : "r"(value));
+    return sum;
+}
+
+// Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
+// column l % 8 of matrix l / 8 goes to the 16 bytes at lane l's address. PTX ISA, "stmatrix".
+template <uint32_t kNum>
+__device__ __forceinline__ void stmatrix_trans(uint32_t address, const uint32_t* matrices) {
+    static_assert(kNum == 1 || kNum == 2 || kNum == 4);
+    if constexpr (kNum == 4) {
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(matrices[0]), "r"(matrices[1]),
+                     "r"(matrices[2]), "r"(matrices[3])
+                     : "memory");
+    } else if constexpr (kNum == 2) {
+        asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(matrices[0]), "r"(matrices[1]) : "memory");
+    } else {
+        asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(matrices[0]) : "memory");
+    }
+}
+
+template <uint32_t kRegisters>
+__device__ __forceinline__ void setmaxnreg_inc() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+template <uint32_t kRegisters>
+__device__ __forceinline__ void setmaxnreg_dec() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+}  // namespace ptx
+#line 6 "/mega_moe/scale_search.cuh"
+//#include "types.cuh"
+
+namespace mega_moe {
+
+struct BlockScale {
+    float scale, inverse;
+    float smallest;  // the least of the four: what would make the largest value 448
+};
+
+// Sum of the squared errors of a lane's pairs of bf16, in units of 2^-10 of a squared code step at 1. Integers: the sum over all lanes does
+// not depend on who has which value.
+template <uint32_t kPairs>
+__device__ __forceinline__ uint32_t squared_error(const uint32_t (&pairs)[kPairs], float inverse) {
+    constexpr float kOnes = 8388608.0f;  // 2^23: a sum with it has its integer part in its low bits
+    uint32_t sum = 0;
+#pragma unroll
+    for (uint32_t pair : pairs) {
+        const float x = ptx::bf16_low(pair) * inverse, y = ptx::bf16_high(pair) * inverse;
+        const float2 rounded = ptx::cvt_f32x2(ptx::cvt_e4m3x2(x, y));
+        const float a = (rounded.x - x) * 32.0f, b = (rounded.y - y) * 32.0f;
+        sum += __float_as_uint(fmaf(a, a, kOnes)) + __float_as_uint(fmaf(b, b, kOnes));
+    }
+    return sum;  // 512 times the bits of 2^23 are zero, modulo 2^32
+}
+
+// A warp: kPairs pairs a lane, together 512 values.
+template <uint32_t kPairs>
+__device__ __forceinline__ BlockScale search_scale(const uint32_t (&pairs)[kPairs]) {
+    static_assert(kPairs * 2 * 32 == 512);
+    float largest = 0.0f;
+#pragma unroll
+    for (uint32_t pair : pairs) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(pair)), fabsf(ptx::bf16_high(pair))));
+#pragma unroll
+    for (uint32_t step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+    constexpr float kSteps[4] = {1.0f, 1.18920708f, 1.41421354f, 1.68179286f};    // 2^(i/4)
+    constexpr float kWeights[4] = {1.0f, 1.41421354f, 2.0f, 2.82842708f};         // their squares
+    const float smallest = fmaxf(largest, config::kMinAmax) / 448.0f;
+    BlockScale best = {smallest, 1.0f / smallest, smallest};
+    float least = float(ptx::redux_add(squared_error(pairs, best.inverse)));
+#pragma unroll
+    for (uint32_t i = 1; i < 4; ++i) {
+        const float scale = smallest * kSteps[i], inverse = 1.0f / scale;
+        const float error = float(ptx::redux_add(squared_error(pairs, inverse))) * kWeights[i];
+        if (error < least) least = error, best.scale = scale, best.inverse = inverse;
+    }
+    return best;
+}
+
+}  // namespace mega_moe
 #line 9 "/staging/staging.cuh"
+//#include "ptx/convert.cuh"
 #line 1 "/ptx/fence.cuh"
 // Fences between proxies and grids. PTX ISA, "Parallel Synchronization and Communication Instructions: membar/fence" and
 // "griddepcontrol".
@@ -211,7 +339,7 @@ __device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcon
 __device__ __forceinline__ void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 }  // namespace ptx
-#line 10 "/staging/staging.cuh"
+#line 11 "/staging/staging.cuh"
 //#include "types.cuh"
 
 namespace staging {
@@ -233,7 +361,6 @@ static_assert(sizeof(Params) == config::kParamBytes, "recipes/params.py packs ot
 constexpr uint32_t kSourceBytes = config::kSourceIsCodes ? 1 : 2;
 constexpr uint32_t kPiece = 8;                                          // neighbouring elements a thread handles at once
 constexpr uint32_t kNumPieces = config::kHiddenK / kPiece;
-constexpr uint32_t kPiecesPerThread = (kNumPieces + config::kNumThreads - 1) / config::kNumThreads;
 
 struct Piece {
     uint32_t words[kPiece * kSourceBytes / 4];
@@ -260,13 +387,6 @@ __device__ __forceinline__ Piece load_piece(const uint8_t* row, uint32_t first) 
         piece.words[i * kSourceBytes / 4] |= value << (8 * (i * kSourceBytes % 4));
     }
     return piece;
-}
-
-__device__ __forceinline__ float piece_amax(const Piece& piece) {
-    float largest = 0.0f;
-#pragma unroll
-    for (uint32_t w : piece.words) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(w)), fabsf(ptx::bf16_high(w))));
-    return largest;
 }
 
 __device__ __forceinline__ float block_max(float value) {
@@ -308,38 +428,59 @@ __device__ __forceinline__ void copy_routing(const Params& params, uint32_t toke
     }
 }
 
+// E4M3 codes of eight values, as words.
+__device__ __forceinline__ void encode_piece(const uint32_t* pairs, float inverse, uint32_t (&codes)[2]) {
+#pragma unroll
+    for (uint32_t w = 0; w < 2; ++w) {
+        const uint32_t a = pairs[2 * w], b = pairs[2 * w + 1];
+        codes[w] = uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(a) * inverse, ptx::bf16_high(a) * inverse)) |
+                   uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(b) * inverse, ptx::bf16_high(b) * inverse)) << 16;
+    }
+}
+
+// A token's scales, then the one that would make its largest value 448.
+__device__ __forceinline__ float* token_sf(const Params& params, uint32_t token) {
+    return reinterpret_cast<float*>(params.base + params.sym.token_sf) + uint64_t(token) * (config::kScaleBlocks + 1);
+}
+
+// A warp takes one block of 512 values after another, two pieces a lane.
+__device__ __forceinline__ void quantize_token(const Params& params, const uint8_t* source, uint8_t* row, uint32_t token) {
+    constexpr uint32_t kNumWarps = config::kNumThreads / 32;
+    const uint32_t lane = threadIdx.x % 32;
+    float largest = 0.0f;
+    for (uint32_t block = threadIdx.x / 32; block < config::kScaleBlocks; block += kNumWarps) {
+        uint32_t pairs[8];
+#pragma unroll
+        for (uint32_t i = 0; i < 2; ++i) {
+            const Piece piece = load_piece(source, block * 512 + (32 * i + lane) * kPiece);
+#pragma unroll
+            for (uint32_t w = 0; w < 4; ++w) pairs[4 * i + w] = piece.words[w];
+        }
+        const mega_moe::BlockScale found = mega_moe::search_scale(pairs);
+        largest = fmaxf(largest, found.smallest);
+        if (lane == 0) token_sf(params, token)[block] = found.scale;
+#pragma unroll
+        for (uint32_t i = 0; i < 2; ++i) {
+            const uint32_t first = block * 512 + (32 * i + lane) * kPiece;
+            uint32_t codes[2];
+            encode_piece(pairs + 4 * i, found.inverse, codes);
+            if (first < config::kHiddenK) store_runs(row, first, codes);
+        }
+    }
+    largest = block_max(largest);
+    if (threadIdx.x == 0) token_sf(params, token)[config::kScaleBlocks] = largest;
+}
+
 __device__ __forceinline__ void copy_token(const Params& params, uint32_t token) {
     const uint8_t* source = params.x + uint64_t(token) * params.x_stride_bytes;
     uint8_t* row = params.base + params.sym.tokens + uint64_t(token) * config::kTokenRowBytes;
-    Piece pieces[kPiecesPerThread];
-    float largest = 0.0f;
-#pragma unroll
-    for (uint32_t i = 0; i < kPiecesPerThread; ++i) {
-        const uint32_t piece = threadIdx.x + i * config::kNumThreads;
-        pieces[i] = piece < kNumPieces ? load_piece(source, piece * kPiece) : Piece{};
-        if constexpr (!config::kSourceIsCodes) largest = fmaxf(largest, piece_amax(pieces[i]));
-    }
-    float inverse = 1.0f;
-    if constexpr (config::kIsFp8) {
-        const float scale = config::kSourceIsCodes ? params.x_sf[token] : fmaxf(block_max(largest), config::kMinAmax) / 448.0f;
-        inverse = 1.0f / scale;
-        if (threadIdx.x == 0) reinterpret_cast<float*>(params.base + params.sym.token_sf)[token] = scale;
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < kPiecesPerThread; ++i) {
-        const uint32_t first = (threadIdx.x + i * config::kNumThreads) * kPiece;
-        if (first >= config::kHiddenK) break;
-        if constexpr (config::kIsFp8 && !config::kSourceIsCodes) {
-            uint32_t codes[2];
-#pragma unroll
-            for (uint32_t w = 0; w < 2; ++w) {
-                const uint32_t a = pieces[i].words[2 * w], b = pieces[i].words[2 * w + 1];
-                codes[w] = uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(a) * inverse, ptx::bf16_high(a) * inverse)) |
-                           uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(b) * inverse, ptx::bf16_high(b) * inverse)) << 16;
-            }
-            store_runs(row, first, codes);
-        } else {
-            store_runs(row, first, pieces[i].words);
+    if constexpr (config::kIsFp8 && !config::kSourceIsCodes) {
+        quantize_token(params, source, row, token);
+    } else {
+#pragma unroll 4
+        for (uint32_t piece = threadIdx.x; piece < kNumPieces; piece += config::kNumThreads) store_runs(row, piece * kPiece, load_piece(source, piece * kPiece).words);
+        if constexpr (config::kIsFp8) {
+            for (uint32_t i = threadIdx.x; i <= config::kScaleBlocks; i += config::kNumThreads) token_sf(params, token)[i] = params.x_sf[token];
         }
     }
 }

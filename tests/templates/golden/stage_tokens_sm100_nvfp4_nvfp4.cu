@@ -59,7 +59,7 @@ struct PeerTable {
 // Byte offsets of a buffer's parts (runtime/symmetric.py).
 struct SymOffsets {
     uint64_t tokens;        // [max tokens][kTokenRowBytes]: staged codes, K in token order
-    uint64_t token_sf;      // [max tokens] f32
+    uint64_t token_sf;      // f32 [max tokens], sm_90a: [max tokens][scales of blocks, then the largest one's]
     uint64_t topk_idx;      // [max tokens][kNumTopk] int32 or int64
     uint64_t topk_weights;  // [max tokens][kNumTopk] f32
     uint64_t partials;      // [max tokens * kNumTopk][kHiddenPadded] bf16: weighted expert outputs, one row a slot
@@ -98,6 +98,16 @@ __device__ __forceinline__ uint16_t cvt_e4m3x2(float first, float second) {
     return packed;
 }
 
+// Two E4M3 codes, exactly; the low byte's value is x.
+__device__ __forceinline__ float2 cvt_f32x2(uint16_t e4m3x2) {
+    float2 v;
+    asm("{\n.reg .b32 pair;\n.reg .b16 low, high;\ncvt.rn.f16x2.e4m3x2 pair, %2;\nmov.b32 {low, high}, pair;\n"
+        "cvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
+        : "=f"(v.x), "=f"(v.y)
+        : "h"(e4m3x2));
+    return v;
+}
+
 // Two floats to BF16, round to nearest even; `first` goes to the low half.
 __device__ __forceinline__ uint32_t cvt_bf16x2(float first, float second) {
     uint32_t packed;
@@ -119,6 +129,17 @@ __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
 __device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
     uint32_t d;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(selector));
+    return d;
+}
+
+// The upper half in both halves, by the multiplier (times 1.0 in f16): the ALU, where a shift would go, is what decoding waits for. For
+// halves that are no f16 infinity or NaN.
+__device__ __forceinline__ uint32_t high_halves(uint32_t pair) {
+    uint32_t d;
+    asm("{\n.reg .b16 low, high;\n.reg .b32 twice;\nmov.b32 {low, high}, %1;\nmov.b32 twice, {high, high};\n"
+        "mul.rn.f16x2 %0, twice, %2;\n}"
+        : "=r"(d)
+        : "r"(pair), "r"(0x3C003C00));
     return d;
 }
 
