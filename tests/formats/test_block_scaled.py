@@ -339,3 +339,30 @@ def test_blocks_of_128_take_the_foreseen_scale_where_they_fit_it() -> None:
     # What fits loses no more than E4M3's own rounding of the block's larger values.
     error, size = ((part.view(2, 5, 128)[:, [1, 3]].norm(dim=-1)) for part in (q.dequantize(torch.float64) - x, x))
     assert bool((error < 0.04 * size).all())
+
+
+@pytest.mark.parametrize("make", [normal, heavy_tailed, wide, sparse])
+def test_blocks_of_512_take_the_best_of_four_scales(make: Callable[..., torch.Tensor]) -> None:
+    """The least sum of squared errors, counted in integers; exact blocks keep the scale that makes the largest 448."""
+    x = make(16, 1100)
+    x[3, :512] = torch.arange(512).remainder(8) * 64.0  # exact with scale 1
+    q = quantize_to_fp8(x, gran_k=512)
+    values = np.pad(x.numpy(), ((0, 0), (0, 3 * 512 - 1100))).reshape(16, 3, 512)
+    smallest = np.maximum(np.abs(values).max(-1), np.float32(1e-10)) / np.float32(448)
+    costs, tried = [], []
+    for i in range(4):
+        scale = smallest * np.float32(2 ** (i / 4))
+        scaled = values * (np.float32(1) / scale)[..., None]
+        codes = scaled.astype(ml_dtypes.float8_e4m3fn)
+        error = (codes.astype(np.float64) - scaled) * 32
+        costs.append(np.rint(error * error).sum(-1).astype(np.float32) * np.float32(2 ** (i / 2)))
+        tried.append((scale, codes.view(np.uint8)))
+    best = np.stack(costs).argmin(0)  # the first of equals
+    assert best[3, 0] == 0
+    assert make is not normal or len(np.unique(best)) == 4
+    for row, block in np.ndindex(16, 3):
+        scale, codes = tried[best[row, block]]
+        assert q.sf[row, block] == scale[row, block]
+        width = min(512, 1100 - 512 * block)
+        actual = q.codes[row, 512 * block : 512 * block + width].view(torch.uint8).numpy()
+        np.testing.assert_array_equal(actual, codes[row, block, :width])
