@@ -96,16 +96,6 @@ __device__ __forceinline__ void copy_routing(const Params& params, uint32_t toke
     }
 }
 
-// E4M3 codes of eight values, as words.
-__device__ __forceinline__ void encode_piece(const uint32_t* pairs, float inverse, uint32_t (&codes)[2]) {
-#pragma unroll
-    for (uint32_t w = 0; w < 2; ++w) {
-        const uint32_t a = pairs[2 * w], b = pairs[2 * w + 1];
-        codes[w] = uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(a) * inverse, ptx::bf16_high(a) * inverse)) |
-                   uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(b) * inverse, ptx::bf16_high(b) * inverse)) << 16;
-    }
-}
-
 // A token's scales, then the one that would make its largest value 448.
 __device__ __forceinline__ float* token_sf(const Params& params, uint32_t token) {
     return reinterpret_cast<float*>(params.base + params.sym.token_sf) + uint64_t(token) * (config::kScaleBlocks + 1);
@@ -130,8 +120,8 @@ __device__ __forceinline__ void quantize_token(const Params& params, const uint8
 #pragma unroll
         for (uint32_t i = 0; i < 2; ++i) {
             const uint32_t first = block * 512 + (32 * i + lane) * kPiece;
-            uint32_t codes[2];
-            encode_piece(pairs + 4 * i, found.inverse, codes);
+            const uint32_t* piece = pairs + 4 * i;
+            const uint32_t codes[2] = {ptx::cvt_e4m3x4(piece[0], piece[1], found.inverse), ptx::cvt_e4m3x4(piece[2], piece[3], found.inverse)};
             if (first < config::kHiddenK) store_runs(row, first, codes);
         }
     }

@@ -143,9 +143,7 @@ __device__ __forceinline__ uint4 encode(const Values16& values, float inverse = 
 #pragma unroll
     for (uint32_t t = 0; t < 4; ++t) {
         if constexpr (config::kIsFp8) {
-            const uint32_t a = values.words[2 * t], b = values.words[2 * t + 1];
-            stored[t] = uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(a) * inverse, ptx::bf16_high(a) * inverse)) |
-                        uint32_t(ptx::cvt_e4m3x2(ptx::bf16_low(b) * inverse, ptx::bf16_high(b) * inverse)) << 16;
+            stored[t] = ptx::cvt_e4m3x4(values.words[2 * t], values.words[2 * t + 1], inverse);
         } else {
             stored[t] = values.words[t];
         }
