@@ -1782,8 +1782,10 @@ __device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::T
 template <bool kHasOwnSf>
 __device__ __forceinline__ void scale_sums(const Consumer& c, const mega_moe::Tile& tile) {
     mega_moe::Columns& columns = columns_of(c);
+    const mega_moe::ActsForecast forecast = columns.forecast;
+#pragma unroll 1
     for (uint32_t column = c.thread; column < tile.num_rows; column += 128) {
-        const float foreseen = kHasOwnSf ? 1.0f : mega_moe::foresee_acts_scale(columns.forecast, columns.scale[column], 1.0f);
+        const float foreseen = kHasOwnSf ? 1.0f : mega_moe::foresee_acts_scale(forecast, columns.scale[column], 1.0f);
         columns.scale[column] = columns.alpha[0] * foreseen;
     }
     sync_warpgroup(c);
