@@ -11,9 +11,9 @@ namespace mega_moe {
 // Of the columns of a warpgroup's tile.
 struct alignas(16) Columns {
     ActsForecast forecast;           // of the tile's expert (E4M3)
-    float factor[config::kBlockN];   // x's scale (L1), the top-k weight (L2)
+    float factor[config::kBlockN];   // the token's size, as a scale (L1, E4M3), the top-k weight (L2)
     uint32_t slot[config::kBlockN];  // token * top-k + slot (L2)
-    float scale[config::kBlockN];    // L2, E4M3: x's scale, then alpha times what the column's activations were divided by
+    float scale[config::kBlockN];    // L2, E4M3: the token's size, then alpha times what the column's activations were divided by
     float alpha[2];                  // of the tile: gate and up (L1), down (L2)
 };
 
