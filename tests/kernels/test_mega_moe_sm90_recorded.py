@@ -14,16 +14,7 @@ def recorded(case: RecordedCase, *, fmad: bool) -> torch.Tensor:
         return torch.from_numpy(archive[f"{case.name}{'-fmad' if fmad else ''}"]).view(torch.bfloat16)
 
 
-OLD = pytest.mark.skip(
-    reason="recorded before tokens had scales for 512 values and sums a promotion every 512 of K: record it again on a "
-    "Hopper GPU with python -m benchmarks.record_sm90_moe"
-)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=case.name, marks=OLD if case.recipe.startswith("fp8") else ()) for case in CASES],
-)
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 def test_the_emulator_gives_the_gpus_bits(case: RecordedCase) -> None:
     expected = recorded(case, fmad=False)
     assert expected.float().abs().max() > 0
