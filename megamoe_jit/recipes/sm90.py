@@ -35,6 +35,7 @@ _NUM_CONSUMER_WARPGROUPS = 2
 # The widest tiles need every register that there is.
 _REGISTERS = {False: (40, 232), True: (24, 240)}  # of loaders and consumers, by whether the tile is the widest
 _MAX_STAGES = 8
+_QUEUE_TILES = 4  # tiles between the scheduler and the others
 _TABLE_COPIES = 8  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
 
@@ -192,7 +193,8 @@ class Sm90Config:
 
     @property
     def _min_width(self) -> int:
-        return min(self.block_n, _WIDTH_STEP)
+        # Each width's instance has registers of its own for what MMAs read, and the widest tile has none to spare.
+        return min(self.block_n, 2 * _WIDTH_STEP if self.block_n == WIDEST_TILE else _WIDTH_STEP)
 
     @property
     def token_stage_bytes(self) -> int:
@@ -231,6 +233,7 @@ class Sm90Config:
             ("amax", n * 4, 4),
             ("has_own_sf", s * 4, 4),
             ("is_last", 4, 4),
+            ("queue", _QUEUE_TILES * (32 + 2 * 8), 16),
             ("schedule", schedule_bytes, 4),
             ("ring", 2 * s * 8, 8),
         )
@@ -329,8 +332,11 @@ class Sm90Config:
 
     @property
     def box_rows(self) -> int:
-        """Rows of a TMA box of activations: tiles that are not full load fewer boxes."""
-        return next(rows for rows in (32, 24, 16, 8) if self.block_n % rows == 0)
+        """Rows of a TMA box of activations: tiles that are not full load fewer boxes.
+
+        The loader's thread takes 100 clocks a box, so wide tiles have few.
+        """
+        return next(rows for rows in (64, 32, 24, 16, 8) if self.block_n % rows == 0 and rows <= max(32, self.block_n // 2))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,4 +10,6 @@ WAITS: dict[int, str] = {
     7: "an accumulator to be free (the epilogue to release it)",
     8: "the routed rows of a token tile (dispatch to bring them)",
     9: "a place in the ring of token tiles (L2 of the tile that had it)",
+    10: "the next tile (the scheduler to name it)",
+    11: "a place in the queue of tiles (loaders and consumers to release one)",
 }

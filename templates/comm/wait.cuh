@@ -18,6 +18,8 @@ enum class WaitFor : uint32_t {
     kAccumEmpty = 7,    // mma: the epilogue to release an accumulator
     kDispatch = 8,      // loader: the routed rows of a token tile
     kRingTile = 9,      // dispatch: L2 of the token tile that had a place in the ring before
+    kTile = 10,         // loader, consumer: the next tile from the scheduler
+    kTilePlace = 11,    // scheduler: readers to release a tile
 };
 
 // Host-readable record, written once by the first thread that gives up. Layout: runtime/memory.py.

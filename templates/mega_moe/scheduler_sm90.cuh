@@ -1,4 +1,4 @@
-// One tile order that every role walks: all L1 tiles, then all L2 tiles; expert by expert, weight rows outside, tokens inside.
+// The order of tiles: all L1 tiles, then all L2 tiles; expert by expert, weight rows outside, tokens inside.
 //
 // A block takes every gridDim.x-th tile, but for some L2 tiles that fill L1's last round. Tokens are innermost, so neighbouring blocks
 // read the same weights at the same time.
@@ -6,19 +6,10 @@
 #pragma once
 #include "config.cuh"
 #include "mega_moe/storage_sm90.cuh"
+#include "mega_moe/tile_queue_sm90.cuh"
 #include "types.cuh"
 
 namespace mega_moe {
-
-struct Tile {
-    uint32_t expert;      // local
-    uint32_t m_tile;      // block of kBlockM weight rows
-    uint32_t token_tile;  // over all experts: the index of its counter
-    uint32_t pool_row;    // first row in the pool, where each token tile has kBlockN rows of its own
-    uint32_t num_rows;    // valid ones of kBlockN
-    uint32_t width;       // columns that are multiplied: num_rows rounded up to an MMA width
-    bool is_l2;
-};
 
 // The MMA role has an instance for each width.
 static_assert((config::kBlockN - config::kMinWidth) % config::kWidthStep == 0 && config::kMinWidth <= config::kBlockN);
@@ -36,20 +27,26 @@ struct Scheduler {
 
     __device__ __forceinline__ uint32_t num_token_tiles() const { return schedule.tile_begin[config::kNumLocalExperts]; }
 
+    // Visits the block's tiles by layer and number.
     template <typename F>
     __device__ __forceinline__ void for_each_tile(F&& visit) const {
         const uint32_t num_l1 = num_token_tiles() * config::kL1MTiles, num_l2 = num_token_tiles() * config::kL2MTiles;
-        uint32_t expert = 0;
-        for (uint32_t i = blockIdx.x; i < num_l1; i += gridDim.x) visit(tile_at<false>(i, expert));
         // In L1's last round, when it is not full, `idle` blocks have no tile: they have time for `early` L2 tiles of experts that are
         // done. Nothing is done while there is only one round.
         const uint32_t last = num_l1 % gridDim.x, idle = num_l1 > gridDim.x && last > 0 ? gridDim.x - last : 0;
         const uint32_t early = idle * config::kL2TilesPerL1;
         const uint32_t late = early + (idle > 0 ? blockIdx.x : (blockIdx.x + gridDim.x - last) % gridDim.x);  // the first one after those
-        expert = 0;
-        for (uint32_t i = idle > 0 && blockIdx.x >= last ? blockIdx.x - last : late; i < num_l2;) {
-            visit(tile_at<true>(i, expert));
-            i = i >= early ? i + gridDim.x : i + idle < early ? i + idle : late;
+        const uint32_t first_l2 = idle > 0 && blockIdx.x >= last ? blockIdx.x - last : late;
+        bool is_l2 = blockIdx.x >= num_l1;
+        for (uint32_t i = is_l2 ? first_l2 : blockIdx.x; !is_l2 || i < num_l2;) {
+            visit(is_l2, i);
+            if (is_l2) {
+                i = i >= early ? i + gridDim.x : i + idle < early ? i + idle : late;
+            } else if (i + gridDim.x < num_l1) {
+                i += gridDim.x;
+            } else {
+                is_l2 = true, i = first_l2;
+            }
         }
     }
 
@@ -71,7 +68,6 @@ struct Scheduler {
         tile.pool_row = tile.token_tile * config::kBlockN;
         tile.num_rows = min(config::kBlockN, schedule.rows[expert] - n * config::kBlockN);
         tile.width = max(config::kMinWidth, config::kBlockN - (config::kBlockN - tile.num_rows) / config::kWidthStep * config::kWidthStep);
-        tile.is_l2 = kIsL2;
         return tile;
     }
 };

@@ -3,6 +3,7 @@
 //   all warps      dispatch                 schedule; tokens, quantised, to the rows of their experts
 //   warp 0         load_weights             FP4 codes and scale factors by bulk copies
 //   warp 1         load_acts                tokens (L1) and activations (L2) by TMA
+//   warp 2         schedule                 the block's tiles, one after the other
 //   warps 4 .. 11  mma, epilogue_l1/l2      decode in registers, wgmma, activation, requantise; partials
 //                  combine, cleanup         weighted sum to y
 #include "mega_moe/context_sm90.cuh"
@@ -12,6 +13,7 @@
 #include "mega_moe/roles/dispatch_sm90.cuh"
 #include "mega_moe/roles/load_acts_sm90.cuh"
 #include "mega_moe/roles/load_weights_sm90.cuh"
+#include "mega_moe/roles/schedule_sm90.cuh"
 #include "ptx/warp.cuh"
 
 extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
@@ -23,6 +25,7 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
 
     if (threadIdx.x == 0) {
         pipeline::init(smem.ring);
+        smem.queue.init();
         ptx::fence_mbarrier_init();
     }
     if constexpr (config::kIsFp8) fill_decode_table(smem.decode_table);
@@ -42,18 +45,20 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
             roles::load_weights(ctx);
         } else if (threadIdx.x == 32) {
             roles::load_acts(ctx);
+        } else if (threadIdx.x == 64) {
+            roles::schedule_tiles(ctx);
         }
     } else {
         ptx::setmaxnreg_inc<config::kConsumerRegisters>();
         const uint32_t thread = threadIdx.x - config::kFirstConsumerThread;
         roles::Consumer consumer(ctx, thread);
+        QueuePlace place;
         // Without the attribute the largest kernels call it, and MMAs do not run across calls.
-        ctx.scheduler.for_each_tile([&](const Tile& tile) __attribute__((always_inline)) {
-            if (tile.is_l2) {
-                roles::finish_tile<true>(consumer, tile);
-            } else {
-                roles::finish_tile<false>(consumer, tile);
-            }
+        ctx.scheduler.for_each_tile([&](bool is_l2, uint32_t) __attribute__((always_inline)) {
+            const Tile& tile = wait_tile(ctx.watchdog, smem.queue, place);
+            roles::finish_tile(consumer, tile, is_l2);
+            __syncwarp();
+            release_tile(smem.queue, place, thread % 32 == 0);
         });
         ptx::griddepcontrol_launch_dependents();
         roles::combine(ctx, thread);

@@ -3,6 +3,7 @@
 #include "config.cuh"
 #include "mega_moe/forecast.cuh"
 #include "mega_moe/schedule_sm90.cuh"
+#include "mega_moe/tile_queue_sm90.cuh"
 #include "pipeline/ring.cuh"
 #include "types.cuh"
 
@@ -29,6 +30,7 @@ struct SharedStorage {
     uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude, zero between blocks
     uint32_t has_own_sf[config::kNumStages];                 // L2: the stage's tile has scale factors of its own, in acts_sf
     uint32_t is_last;                                        // cleanup: this block is the last to leave
+    TileQueue queue;
     Schedule schedule;
     alignas(8) pipeline::RingBarriers ring;
 };

@@ -7,31 +7,32 @@
 namespace roles {
 
 // By the narrowest MMA that holds the tile's tokens. Sums do not leave the instance of their width: where instances of several
-// widths meet, their accumulators would have to meet in the same registers.
-template <bool kIsL2, bool kHasOwnSf, uint32_t kWidth>
-__device__ __forceinline__ void finish_width(Consumer& c, const mega_moe::Tile& tile) {
-    if constexpr (kWidth > config::kMinWidth && !kHasOwnSf) {
-        if (tile.width < kWidth) return finish_width<kIsL2, kHasOwnSf, kWidth - config::kWidthStep>(c, tile);
+// widths meet, their accumulators would have to meet in the same registers. Both layers share an instance: each would have registers of its
+// own for what MMAs read.
+template <uint32_t kWidth>
+__device__ __forceinline__ void finish_width(Consumer& c, const mega_moe::Tile& tile, bool is_l2, bool has_own_sf, uint32_t width) {
+    if constexpr (kWidth > config::kMinWidth) {
+        if (width < kWidth) return finish_width<kWidth - config::kWidthStep>(c, tile, is_l2, has_own_sf, width);
     }
     for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
         Sums<kWidth> sums;
-        multiply_pass<kIsL2, kHasOwnSf, kWidth>(c, sums);
-        if constexpr (kIsL2) {
-            epilogue_l2<kWidth, kHasOwnSf>(c, tile, pass, sums);
+        multiply_pass<kWidth>(c, sums, is_l2, has_own_sf);
+        if (is_l2) {
+            epilogue_l2<kWidth>(c, tile, pass, has_own_sf, sums);
         } else {
             epilogue_l1<kWidth>(c, tile, pass, sums);
         }
     }
 }
 
-template <bool kIsL2>
-__device__ __forceinline__ void finish_tile(Consumer& c, const mega_moe::Tile& tile) {
-    fetch_columns<kIsL2>(c, tile);
-    if constexpr (kIsL2 && config::kIsFp8) {
-        // Seldom: one instance is enough, the widest.
-        if (c.ctx.smem.has_own_sf[c.cursor.stage] != 0) return finish_width<kIsL2, true, config::kBlockN>(c, tile);
+__device__ __forceinline__ void finish_tile(Consumer& c, const mega_moe::Tile& tile, bool is_l2) {
+    if (is_l2) {
+        fetch_columns<true>(c, tile);
+    } else {
+        fetch_columns<false>(c, tile);
     }
-    finish_width<kIsL2, false, config::kBlockN>(c, tile);
+    const bool has_own_sf = config::kIsFp8 && is_l2 && c.ctx.smem.has_own_sf[c.cursor.stage] != 0;
+    finish_width<config::kBlockN>(c, tile, is_l2, has_own_sf, has_own_sf ? config::kBlockN : tile.width);  // seldom: the widest has to do
 }
 
 }  // namespace roles

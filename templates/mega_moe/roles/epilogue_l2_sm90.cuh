@@ -42,23 +42,22 @@ __device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::T
 }
 
 // What each column's sums are multiplied by: alpha, and the foreseen scale where the sums do not have scale factors in them.
-template <bool kHasOwnSf>
-__device__ __forceinline__ void scale_sums(const Consumer& c, const mega_moe::Tile& tile) {
+__device__ __forceinline__ void scale_sums(const Consumer& c, const mega_moe::Tile& tile, bool has_own_sf) {
     mega_moe::Columns& columns = columns_of(c);
     const mega_moe::ActsForecast forecast = columns.forecast;
 #pragma unroll 1
     for (uint32_t column = c.thread; column < tile.num_rows; column += 128) {
-        const float foreseen = kHasOwnSf ? 1.0f : mega_moe::foresee_acts_scale(forecast, columns.scale[column], 1.0f);
+        const float foreseen = has_own_sf ? 1.0f : mega_moe::foresee_acts_scale(forecast, columns.scale[column], 1.0f);
         columns.scale[column] = columns.alpha[0] * foreseen;
     }
     sync_warpgroup(c);
 }
 
-template <uint32_t kWidth, bool kHasOwnSf>
-__device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
+template <uint32_t kWidth>
+__device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, bool has_own_sf, const Sums<kWidth>& sums) {
     if (pass == 0) {
         wait_columns(c);
-        if constexpr (config::kIsFp8) scale_sums<kHasOwnSf>(c, tile);
+        if constexpr (config::kIsFp8) scale_sums(c, tile, has_own_sf);
     }
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) finish_rows<kWidth>(c, tile, c.m64(pass, m), sums[m]);

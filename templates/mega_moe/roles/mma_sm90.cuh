@@ -22,11 +22,11 @@ namespace roles {
 constexpr uint32_t kM64 = config::kPassM / 64 / config::kNumConsumerWarpgroups;  // 64-row tiles a warpgroup
 constexpr uint32_t kJobUnits = kM64;  // two jobs a stage
 static_assert(kM64 * mega_moe::kUnitsPerStage == 2 * kJobUnits);
+// Whether a stage's first codes are loaded half a stage ahead; with wide tiles the loaders need the time.
+constexpr bool kLoadsEarly = kM64 == 2;
 template <uint32_t kWidth>
 using Sums = float[kM64][kWidth / 2];  // register r is column 8 (r / 4) + 2 (lane % 4) + r % 2, row 8 (r / 2 % 2) + lane / 4 of the warp's 16
 using Fragments = uint32_t[kJobUnits][mega_moe::kUnitRegisters];
-// Jobs of packed weights that are held at once: a stage's, or, where wide sums leave no registers, one.
-constexpr uint32_t kHeldJobs = kM64 == 2 ? 2 : 1;
 
 struct Consumer {
     const mega_moe::Context& ctx;
@@ -61,7 +61,7 @@ struct Consumer {
 
 // A pass's registers beside its sums, by job of the stage.
 struct Work {
-    mega_moe::PackedUnit packed[kHeldJobs][kJobUnits];  // of the next jobs, on their way from shared memory
+    mega_moe::PackedUnit packed[2][kJobUnits];  // of the next jobs, on their way from shared memory
     Fragments fragments[2];
     uint32_t previous;  // the stage before: not released yet
 };
@@ -93,25 +93,25 @@ __device__ constexpr uint32_t job_m(uint32_t job) { return kM64 == 2 ? job : 0; 
 __device__ constexpr uint32_t job_unit(uint32_t job, uint32_t u) { return kM64 == 2 ? u : job; }
 
 // Starts the loads of a job of a stage; its decode tables come in a second step, by its scales.
-__device__ __forceinline__ void load_codes(const Consumer& c, uint32_t stage, uint32_t job, Work& work) {
+template <uint32_t kJob>
+__device__ __forceinline__ void load_codes(const Consumer& c, uint32_t stage, Work& work) {
     const uint32_t weights = ptx::smem_address(c.ctx.smem.weights[stage]);
 #pragma unroll
     for (uint32_t u = 0; u < kJobUnits; ++u) {
-        work.packed[job % kHeldJobs][u].load_codes(weights + c.codes, weights + c.scales, job_m(job) * mega_moe::kUnitsPerStage + job_unit(job, u));
+        work.packed[kJob][u].load_codes(weights + c.codes, weights + c.scales, job_m(kJob) * mega_moe::kUnitsPerStage + job_unit(kJob, u));
     }
 }
 
+template <uint32_t kJob>
 __device__ __forceinline__ void load_tables(const Consumer& c, Work& work) {
 #pragma unroll
-    for (uint32_t job = 0; job < kHeldJobs; ++job)
-#pragma unroll
-        for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[job][u].load_tables(c.table);
+    for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[kJob][u].load_tables(c.table);
 }
 
 template <uint32_t kJob>
 __device__ __forceinline__ void decode(Work& work) {
 #pragma unroll
-    for (uint32_t u = 0; u < kJobUnits; ++u) mega_moe::decode_unit(work.packed[kJob % kHeldJobs][u], work.fragments[kJob][u]);
+    for (uint32_t u = 0; u < kJobUnits; ++u) mega_moe::decode_unit(work.packed[kJob][u], work.fragments[kJob][u]);
 }
 
 template <uint32_t kWidth>
@@ -150,23 +150,32 @@ __device__ __forceinline__ float2 stage_sf(const Consumer& c, uint32_t stage, ui
 // of L2).
 template <bool kHasSf, uint32_t kWidth>
 __device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const Sums<kWidth>& sums, Sums<kWidth>& total) {
+    // Registers r % 2 are neighbouring columns, r / 4 the group of 8. Factors come several groups at a time: one at a time, each group
+    // would wait for shared memory.
+    constexpr uint32_t kGroups = kWidth / 8, kAtOnce = kGroups % 8 == 0 ? 8 : kGroups % 6 == 0 ? 6 : kGroups % 4 == 0 ? 4 : kGroups;
 #pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m)
+    for (uint32_t first = 0; first < kGroups; first += kAtOnce) {
+        float2 sf[kAtOnce];
 #pragma unroll
-        for (uint32_t r = 0; r < kWidth / 2; r += 4) {
-            // Registers r % 2 are neighbouring columns, r / 4 the group of 8.
-            float2 sf = {1.0f, 1.0f};
-            if constexpr (kHasSf) sf = stage_sf(c, stage, r);
+        for (uint32_t g = 0; g < kAtOnce; ++g) sf[g] = kHasSf ? stage_sf(c, stage, (first + g) * 4) : float2{1.0f, 1.0f};
 #pragma unroll
-            for (uint32_t i = 0; i < 4; ++i) {
-                if constexpr (kHasSf) {
-                    total[m][r + i] = fmaf(sums[m][r + i], i % 2 == 0 ? sf.x : sf.y, total[m][r + i]);
-                } else {
-                    total[m][r + i] += sums[m][r + i];
+        for (uint32_t m = 0; m < kM64; ++m)
+#pragma unroll
+            for (uint32_t g = 0; g < kAtOnce; ++g)
+#pragma unroll
+                for (uint32_t i = 0; i < 4; ++i) {
+                    const uint32_t r = (first + g) * 4 + i;
+                    if constexpr (kHasSf) {
+                        total[m][r] = fmaf(sums[m][r], i % 2 == 0 ? sf[g].x : sf[g].y, total[m][r]);
+                    } else {
+                        total[m][r] += sums[m][r];
+                    }
                 }
-            }
-        }
+    }
 }
+
+// a / b of powers of two.
+__device__ __forceinline__ float power_ratio(float a, float b) { return __uint_as_float(__float_as_uint(a) - __float_as_uint(b) + 0x3F800000); }
 
 // From units of one stage's scale factors to the next's. All are powers of two: nothing is rounded.
 template <uint32_t kWidth>
@@ -178,7 +187,7 @@ __device__ __forceinline__ void rescale(const Consumer& c, uint32_t from, uint32
 #pragma unroll
         for (uint32_t r = 0; r < kWidth / 2; r += 4) {
             const float2 before = stage_sf(c, from, r), after = stage_sf(c, to, r);
-            const float x = before.x / after.x, y = before.y / after.y;
+            const float x = power_ratio(before.x, after.x), y = power_ratio(before.y, after.y);
             sums[m][r] *= x, sums[m][r + 1] *= y, sums[m][r + 2] *= x, sums[m][r + 3] *= y;
         }
     }
@@ -186,60 +195,84 @@ __device__ __forceinline__ void rescale(const Consumer& c, uint32_t from, uint32
 
 __device__ __forceinline__ void wait_stage(const Consumer& c) { pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor); }
 
-// One stage, of which the first codes are there; on return its second job may still run.
-template <bool kHasOwnSf, uint32_t kWidth>
+// One stage, whose codes and tables are there or on their way; on return its second job may still run. As soon as a job's registers are
+// free, the same job of the next stage is loaded into them: it has half a stage's time to arrive.
+template <uint32_t kWidth>
 __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWidth>& sums, bool accumulates, bool is_first, bool is_last) {
     // One value a warp, in a uniform register: descriptors then cost no vector instructions.
     const uint32_t stage = __shfl_sync(~0u, c.cursor.stage, 0);
-    if constexpr (kHasOwnSf) rescale<kWidth>(c, work.previous, stage, sums);
-    decode<0>(work);
-    if constexpr (kHeldJobs == 1) load_codes(c, stage, 1, work);
-    multiply<kWidth, 0>(c, stage, sums, work.fragments[0], accumulates);
-    if constexpr (kHeldJobs == 1) load_tables(c, work);
     c.cursor.advance();
-    const bool is_full = kHeldJobs == 2 && pipeline::is_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
+    const bool is_full = pipeline::is_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
+    // After the last stage the same one's codes are loaded again: a branch around loads would wait for them where it ends.
+    const auto load_next = [&](bool first_job, bool second_job) __attribute__((always_inline)) {
+        const uint32_t next = is_last ? stage : c.cursor.stage;
+        if (first_job) load_codes<0>(c, next, work);
+        if (second_job) load_codes<1>(c, next, work);
+    };
+    decode<0>(work);
+    multiply<kWidth, 0>(c, stage, sums, work.fragments[0], accumulates);
+    if constexpr (kLoadsEarly) {
+        if (!is_last) pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
+        load_next(true, false);
+    }
     ptx::wgmma_wait_group<1>();  // the last stage's second job
     tie(work.fragments[1]);
     c.release_if(!is_first, work.previous);
-    decode<1>(work);
     work.previous = stage;
-    // After the last stage the same one's codes are loaded again: a branch around loads would wait for them where it ends.
-    if (!is_last) pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
-#pragma unroll
-    for (uint32_t job = 0; job < kHeldJobs; ++job) load_codes(c, is_last ? stage : c.cursor.stage, job, work);
+    decode<1>(work);
+    if constexpr (kLoadsEarly) {
+        load_tables<0>(c, work);
+    } else if (!is_last) {
+        pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
+    }
+    load_next(!kLoadsEarly, true);
     multiply<kWidth, 1>(c, stage, sums, work.fragments[1], accumulates);
-    load_tables(c, work);
+    if constexpr (!kLoadsEarly) load_tables<0>(c, work);
+    load_tables<1>(c, work);
     ptx::wgmma_wait_group<1>();  // the first job
     tie(work.fragments[0]);
 }
 
 // Sums a pass: L1 over hidden, L2 over intermediate.
-template <bool kIsL2, bool kHasOwnSf, uint32_t kWidth>
-__device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) {
-    constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
-    constexpr uint32_t kBlock = config::kIsFp8 ? config::kPromotedStages : kStages;
+template <uint32_t kWidth>
+__device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total, bool is_l2, bool has_own_sf) {
+    constexpr uint32_t kPromoted = config::kPromotedStages;
+    uint32_t stages = is_l2 ? config::kL2KStages : config::kL1KStages;
+    uint32_t at_once = !config::kIsFp8 ? stages : has_own_sf ? 1 : kPromoted;  // stages whose MMAs follow each other
+    ptx::tie(stages), ptx::tie(at_once);  // numbers that the compiler knows it would unroll by, pragma or not
     Work work;
     Sums<kWidth> block;
     Sums<kWidth>& sums = config::kIsFp8 ? block : total;
     if constexpr (config::kIsFp8) zero<kWidth>(total);
     zero<kWidth>(sums);
     wait_stage(c);
-#pragma unroll
-    for (uint32_t job = 0; job < kHeldJobs; ++job) load_codes(c, c.cursor.stage, job, work);
-    load_tables(c, work);
+    load_codes<0>(c, c.cursor.stage, work);
+    load_codes<1>(c, c.cursor.stage, work);
+    load_tables<0>(c, work);
+    load_tables<1>(c, work);
     work.previous = c.cursor.stage;
-    uint32_t stages = kStages;
-    ptx::tie(stages);  // a number that the compiler knows it would unroll by, pragma or not
 #pragma unroll 1
-    for (uint32_t begin = 0; begin < stages; begin += kBlock) {
-        const uint32_t end = min(begin + kBlock, stages);
+    for (uint32_t begin = 0; begin < stages; begin += at_once) {
+        const uint32_t end = min(begin + at_once, stages);
+        if constexpr (config::kIsFp8 && kWidth == config::kBlockN) {
+            if (begin % kPromoted != 0) rescale<kWidth>(c, work.previous, c.cursor.stage, sums);
+        }
 #pragma unroll 1
-        for (uint32_t k = begin; k < end; ++k) multiply_stage<kHasOwnSf, kWidth>(c, work, sums, k > begin, k == 0, k + 1 == stages);
+        for (uint32_t k = begin; k < end; ++k) {
+            multiply_stage<kWidth>(c, work, sums, config::kIsFp8 ? k % kPromoted != 0 : k > 0, k == 0, k + 1 == stages);
+        }
         ptx::wgmma_wait_group<0>();
         tie(work.fragments[1]);
 #pragma unroll
         for (uint32_t m = 0; m < kM64; ++m) tie(sums[m]);
-        if constexpr (config::kIsFp8) promote<!kIsL2 || kHasOwnSf, kWidth>(c, work.previous, sums, total);
+        if constexpr (config::kIsFp8) {
+            if (end % kPromoted != 0 && end < stages) continue;
+            if (!is_l2 || has_own_sf) {
+                promote<true, kWidth>(c, work.previous, sums, total);
+            } else {
+                promote<false, kWidth>(c, work.previous, sums, total);
+            }
+        }
     }
     c.release_if(true, work.previous);
 }
