@@ -35,7 +35,9 @@ _NUM_CONSUMER_WARPGROUPS = 2
 # The widest tiles need every register that there is.
 _REGISTERS = {False: (40, 232), True: (24, 240)}  # of loaders and consumers, by whether the tile is the widest
 _MAX_STAGES = 8
-_QUEUE_TILES = 4  # tiles between the scheduler and the others
+_QUEUE_TILES = 4  # tiles between their scheduler and the others
+_FIRST_DISPATCH_THREAD = 96  # the warps of the loaders and of their tiles do not wait for tokens
+_MOST_CHUNK_TOKENS = 32
 _TABLE_COPIES = 8  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
 
@@ -183,6 +185,11 @@ class Sm90Config:
         return _BLOCK_M // self.num_passes
 
     @property
+    def chunk_tokens(self) -> int:
+        """Tokens that dispatch has in hand: a thread fixes the row of a slot."""
+        return min(_MOST_CHUNK_TOKENS, (self.num_threads - _FIRST_DISPATCH_THREAD) // self.problem.num_topk)
+
+    @property
     def mma_widths(self) -> tuple[int, ...]:
         """Columns of the MMAs that the kernel has, narrowest first."""
         return tuple(range(self._min_width, self.block_n + 1, self._width_step))
@@ -219,13 +226,12 @@ class Sm90Config:
     def shared_storage(self) -> StructLayout:
         """Return the twin of `SharedStorage` in templates/mega_moe/storage_sm90.cuh."""
         e, n, s = self.problem.num_local_experts, self.block_n, self.num_stages
-        num_warps = self.num_threads // 32
-        schedule_bytes = 4 * (3 * e + 1 + num_warps * (1 + self.problem.num_topk))
+        own_tokens_bytes = 4 * (e + self.chunk_tokens * (self.problem.num_topk + 1))
         return struct_layout(
             ("tokens", s * self.token_stage_bytes, 1024),
             ("weights", s * self.weight_stage_bytes, 128),
             ("codes", self._codes_tile_bytes, 128),
-            ("out", self._out_bytes, 128),
+            ("out", max(self._out_bytes, own_tokens_bytes), 128),
             ("sf", s * n * 4, 16),
             ("decode_table", self._decode_table_rows * _TABLE_COPIES * 8, 128),
             ("columns", _NUM_CONSUMER_WARPGROUPS * round_up(12 * n + 24, 16), 16),
@@ -234,7 +240,7 @@ class Sm90Config:
             ("has_own_sf", s * 4, 4),
             ("is_last", 4, 4),
             ("queue", _QUEUE_TILES * (32 + 2 * 8), 16),
-            ("schedule", schedule_bytes, 4),
+            ("schedule", 4 * (3 * e + 1), 4),
             ("ring", 2 * s * 8, 8),
         )
 
@@ -280,6 +286,8 @@ class Sm90Config:
             "num_threads": self.num_threads,
             "num_consumer_warpgroups": _NUM_CONSUMER_WARPGROUPS,
             "first_consumer_thread": 128,
+            "first_dispatch_thread": _FIRST_DISPATCH_THREAD,
+            "chunk_tokens": self.chunk_tokens,
             "min_width": self._min_width,
             "width_step": self._width_step,
             "full_arrivals": 2,  # the loaders of weights and of tokens

@@ -18,7 +18,7 @@ struct Context {
 };
 
 // Named barrier ids; 0 is __syncthreads. Each consumer warpgroup has one more of its own.
-constexpr uint32_t kConsumerBarrier = 1, kFirstWarpgroupBarrier = 2;
+constexpr uint32_t kConsumerBarrier = 1, kFirstWarpgroupBarrier = 2, kDispatchBarrier = kFirstWarpgroupBarrier + config::kNumConsumerWarpgroups;
 constexpr uint32_t kNumConsumerThreads = config::kNumConsumerWarpgroups * 128;
 
 __device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBarrier, kNumConsumerThreads); }

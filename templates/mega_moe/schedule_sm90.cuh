@@ -1,4 +1,4 @@
-// Which rows each expert gets and where its token tiles begin; every block computes the same, but for `next`.
+// Which rows each expert gets and where its token tiles begin, the same in every block; and where this block's own tokens go.
 #pragma once
 #include "config.cuh"
 #include "types.cuh"
@@ -8,9 +8,14 @@ namespace mega_moe {
 struct Schedule {
     uint32_t rows[config::kNumLocalExperts];            // routed to the expert
     uint32_t tile_begin[config::kNumLocalExperts + 1];  // token tiles of kBlockN rows, expert by expert
-    uint32_t next[config::kNumLocalExperts];            // the expert's row that this block's next token for it gets
-    float warp_max[config::kNumThreads / 32];           // scratch of dispatch: each warp's largest magnitude
-    uint32_t pool_rows[config::kNumThreads / 32][config::kNumTopk];  // where each warp's token goes, ~0 for nowhere (here)
+    uint32_t period[config::kNumLocalExperts];          // of several token tiles: tiles after which a block is back at the same one
+};
+
+// While dispatch brings them there.
+struct OwnTokens {
+    uint32_t next[config::kNumLocalExperts];                     // the expert's row that this block's next token for it gets
+    uint32_t pool_rows[config::kChunkTokens][config::kNumTopk];  // of the tokens in hand, ~0 for nowhere (here)
+    uint32_t scale[config::kChunkTokens];                        // bits of the scale that would make the token's largest value 448 (E4M3)
 };
 
 }  // namespace mega_moe

@@ -14,14 +14,6 @@ namespace mega_moe {
 // The MMA role has an instance for each width.
 static_assert((config::kBlockN - config::kMinWidth) % config::kWidthStep == 0 && config::kMinWidth <= config::kBlockN);
 
-__device__ __forceinline__ uint32_t greatest_common_divisor(uint32_t a, uint32_t b) {
-    while (b != 0) {
-        const uint32_t rest = a % b;
-        a = b, b = rest;
-    }
-    return a;
-}
-
 struct Scheduler {
     const Schedule& schedule;
 
@@ -50,20 +42,35 @@ struct Scheduler {
         }
     }
 
+    // From an expert to the one that has a token tile, at it or later: several at a time, since each look at shared memory is a wait.
+    __device__ __forceinline__ void advance_expert(uint32_t token_tile, uint32_t& expert) const {
+        constexpr uint32_t kAtOnce = 4;
+        for (uint32_t passed = kAtOnce; passed == kAtOnce; expert += passed) {
+            passed = 0;
+#pragma unroll
+            for (uint32_t e = 1; e <= kAtOnce; ++e) passed += token_tile >= schedule.tile_begin[min(expert + e, config::kNumLocalExperts)];
+        }
+    }
+
     // Tile i of a layer; `expert` is that of an earlier tile, and becomes this one's.
     template <bool kIsL2>
     __device__ __forceinline__ Tile tile_at(uint32_t i, uint32_t& expert) const {
         constexpr uint32_t kMTiles = kIsL2 ? config::kL2MTiles : config::kL1MTiles;
-        while (i >= schedule.tile_begin[expert + 1] * kMTiles) ++expert;
+        advance_expert(i / kMTiles, expert);
         const uint32_t first = schedule.tile_begin[expert], count = schedule.tile_begin[expert + 1] - first;
-        const uint32_t in_expert = i - first * kMTiles, place = in_expert % count;
-        // After `cycle` rounds of the grid a block would be back at the same place, and might never meet an expert's last tile, which is
-        // seldom full: from there on it begins with the next.
-        const uint32_t cycle = count / greatest_common_divisor(count, gridDim.x);
-        const uint32_t n = (place + (i - place) / gridDim.x / cycle) % count;
+        uint32_t m_tile = i - first * kMTiles, n = 0;
+        // Divisions take long, and with few tokens there is nothing to divide.
+        if (count > 1) {
+            const uint32_t in_expert = m_tile;
+            m_tile = in_expert / count;
+            const uint32_t place = in_expert - m_tile * count;
+            // After some rounds of the grid (a period of tiles) a block would be back at the same place, and might never meet an
+            // expert's last tile, which is seldom full: from there on it begins with the next.
+            n = (place + (i - place) / schedule.period[expert]) % count;
+        }
         Tile tile;
         tile.expert = expert;
-        tile.m_tile = in_expert / count;
+        tile.m_tile = m_tile;
         tile.token_tile = first + n;
         tile.pool_row = tile.token_tile * config::kBlockN;
         tile.num_rows = min(config::kBlockN, schedule.rows[expert] - n * config::kBlockN);

@@ -1,9 +1,10 @@
 // The fused MoE for Hopper: one persistent launch, blocks of one loader and two consumer warpgroups.
 //
-//   all warps      dispatch                 schedule; tokens, quantised, to the rows of their experts
+//   all warps      schedule                 which rows and tiles each expert gets
+//   warps 3 .. 11  dispatch                 tokens, quantised, to the rows of their experts
 //   warp 0         load_weights             FP4 codes and scale factors by bulk copies
 //   warp 1         load_acts                tokens (L1) and activations (L2) by TMA
-//   warp 2         schedule                 the block's tiles, one after the other
+//   warp 2         queue_tiles              the block's tiles, one after the other
 //   warps 4 .. 11  mma, epilogue_l1/l2      decode in registers, wgmma, activation, requantise; partials
 //                  combine, cleanup         weighted sum to y
 #include "mega_moe/context_sm90.cuh"
@@ -13,6 +14,7 @@
 #include "mega_moe/roles/dispatch_sm90.cuh"
 #include "mega_moe/roles/load_acts_sm90.cuh"
 #include "mega_moe/roles/load_weights_sm90.cuh"
+#include "mega_moe/roles/queue_tiles_sm90.cuh"
 #include "mega_moe/roles/schedule_sm90.cuh"
 #include "ptx/warp.cuh"
 
@@ -28,17 +30,25 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
         smem.queue.init();
         ptx::fence_mbarrier_init();
     }
+    roles::clear_schedule(smem.schedule, smem.own_tokens);
     if constexpr (config::kIsFp8) fill_decode_table(smem.decode_table);
     if (threadIdx.x < config::kBlockN) {
         smem.amax[threadIdx.x] = 0;
         for (Columns& columns : smem.columns) columns.factor[threadIdx.x] = columns.scale[threadIdx.x] = 0.0f;  // of columns that no tile has filled yet
     }
-    roles::dispatch(params, smem.schedule);
+    const roles::Share share(params.num_tokens);
     __syncthreads();
+    ptx::griddepcontrol_wait();
+    const bool is_dispatch = threadIdx.x >= config::kFirstDispatchThread;
+    roles::Ahead ahead = {};
+    if (is_dispatch) ahead = roles::load_ahead(params, roles::Chunk(share, share.begin));
+    roles::build_schedule(params, smem.schedule, smem.own_tokens, share);
+    // The first three warps go on at once: weights need the schedule only. No barrier of the block comes after this.
+    if (is_dispatch) roles::dispatch(params, smem.schedule, smem.own_tokens, share, ahead);
 
     const Context ctx{params, &tokens_map, &acts_map, smem, Scheduler{smem.schedule}, comm::Watchdog{params.error_record, params.timeout_ns, params.rank}};
 
-    // The branch is uniform by warpgroup, as setmaxnreg needs it.
+    // The branch is uniform by warpgroup, as setmaxnreg needs it: it is one instruction for all warps of the loaders' group, at their own times.
     if (threadIdx.x < config::kFirstConsumerThread) {
         ptx::setmaxnreg_dec<config::kLoaderRegisters>();
         if (threadIdx.x == 0) {
@@ -46,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
         } else if (threadIdx.x == 32) {
             roles::load_acts(ctx);
         } else if (threadIdx.x == 64) {
-            roles::schedule_tiles(ctx);
+            roles::queue_tiles(ctx);
         }
     } else {
         ptx::setmaxnreg_inc<config::kConsumerRegisters>();

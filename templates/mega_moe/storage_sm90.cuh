@@ -22,7 +22,10 @@ struct SharedStorage {
     alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
     alignas(128) uint8_t weights[config::kNumStages][config::kWeightStageBytes];
     alignas(128) uint8_t codes[config::kCodesTileBytes];     // an L1 tile's activations on their way out, where `out` has values
-    alignas(128) uint8_t out[config::kOutBytes];             // L2's results on their way out; L1: a first pass's values, until the second's
+    union {
+        alignas(128) uint8_t out[config::kOutBytes];         // L2's results on their way out; L1: a first pass's values, until the second's
+        OwnTokens own_tokens;                                // dispatch, before that
+    };
     alignas(16) float sf[config::kNumStages][config::kBlockN];  // L1: of 512 values, with the last stage of them; L2: a tile's own, of 128
     alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];
     Columns columns[config::kNumConsumerWarpgroups];

@@ -20,6 +20,13 @@ __device__ __forceinline__ uint32_t redux_add(uint32_t value) {
     return sum;
 }
 
+// The largest of a warp's values.
+__device__ __forceinline__ uint32_t redux_max(uint32_t value) {
+    uint32_t largest;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xFFFFFFFF;" : "=r"(largest) : "r"(value));
+    return largest;
+}
+
 // Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
 // column l % 8 of matrix l / 8 goes to the 16 bytes at lane l's address. PTX ISA, "stmatrix".
 template <uint32_t kNum>

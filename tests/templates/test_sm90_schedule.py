@@ -19,7 +19,7 @@ from tests.templates.sm90_kernels import config
 
 MOST_TILES = 1024
 KERNEL = """
-#include "mega_moe/roles/dispatch_sm90.cuh"
+#include "mega_moe/roles/schedule_sm90.cuh"
 #include "mega_moe/scheduler_sm90.cuh"
 
 // What a block makes of the routing: its schedule, and the tiles that it visits.
@@ -27,16 +27,19 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
     mega_moe_sm90(const void* topk_idx, uint32_t topk_idx_bytes, uint32_t num_tokens, int32_t* stats, uint32_t* rows,
                   uint32_t* next, uint32_t* tile_begin, uint32_t* num_visits, uint32_t* visits) {
     __shared__ mega_moe::Schedule schedule;
+    __shared__ mega_moe::OwnTokens own;
     mega_moe::Params params = {};
     params.topk_idx = static_cast<const uint8_t*>(topk_idx), params.topk_idx_bytes = topk_idx_bytes;
     params.num_tokens = num_tokens, params.recv_stats = stats;
     const roles::Share share(num_tokens);
-    roles::build_schedule(params, schedule, share);
+    roles::clear_schedule(schedule, own);
+    __syncthreads();
+    roles::build_schedule(params, schedule, own, share);
     constexpr uint32_t kExperts = config::kNumLocalExperts;
     for (uint32_t e = threadIdx.x; e <= kExperts; e += config::kNumThreads) {
         tile_begin[blockIdx.x * (kExperts + 1) + e] = schedule.tile_begin[e];
         if (e == kExperts) break;
-        rows[blockIdx.x * kExperts + e] = schedule.rows[e], next[blockIdx.x * kExperts + e] = schedule.next[e];
+        rows[blockIdx.x * kExperts + e] = schedule.rows[e], next[blockIdx.x * kExperts + e] = own.next[e];
     }
     if (threadIdx.x != 0) return;
     uint32_t n = 0;
