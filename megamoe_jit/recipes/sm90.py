@@ -215,8 +215,12 @@ class Sm90Config:
 
     @property
     def _out_bytes(self) -> int:
-        """L2's results of one 64-row tile for each warpgroup in BF16; in L1 a first pass's FP32 values need as much."""
-        return self.block_n * 128 * _NUM_CONSUMER_WARPGROUPS
+        """L2's results of one 64-row tile for each warpgroup in BF16; in L1 a first pass's FP32 values need as much.
+
+        Before that it is dispatch's: a number for each expert, for each slot of a token in hand, and for each token.
+        """
+        own_tokens = 4 * (self.problem.num_local_experts + self.chunk_tokens * (self.problem.num_topk + 1))
+        return max(self.block_n * 128 * _NUM_CONSUMER_WARPGROUPS, round_up(own_tokens, 128))
 
     @property
     def _codes_tile_bytes(self) -> int:
@@ -226,12 +230,11 @@ class Sm90Config:
     def shared_storage(self) -> StructLayout:
         """Return the twin of `SharedStorage` in templates/mega_moe/storage_sm90.cuh."""
         e, n, s = self.problem.num_local_experts, self.block_n, self.num_stages
-        own_tokens_bytes = 4 * (e + self.chunk_tokens * (self.problem.num_topk + 1))
         return struct_layout(
             ("tokens", s * self.token_stage_bytes, 1024),
             ("weights", s * self.weight_stage_bytes, 128),
             ("codes", self._codes_tile_bytes, 128),
-            ("out", max(self._out_bytes, own_tokens_bytes), 128),
+            ("out", self._out_bytes, 128),
             ("sf", s * n * 4, 16),
             ("decode_table", self._decode_table_rows * _TABLE_COPIES * 8, 128),
             ("columns", _NUM_CONSUMER_WARPGROUPS * round_up(12 * n + 24, 16), 16),

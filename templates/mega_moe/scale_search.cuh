@@ -36,16 +36,21 @@ __device__ __forceinline__ uint32_t squared_error(const uint32_t (&pairs)[kPairs
     return sum;  // 512 times the bits of 2^13 are zero, modulo 2^32
 }
 
-// A warp: kPairs pairs a lane, together 512 values.
+// A warp: the largest magnitude of kPairs pairs a lane.
 template <uint32_t kPairs>
-__device__ __forceinline__ BlockScale search_scale(const uint32_t (&pairs)[kPairs]) {
-    static_assert(kPairs * 2 * 32 == 512);
+__device__ __forceinline__ float largest_of(const uint32_t (&pairs)[kPairs]) {
     constexpr uint32_t kMagnitudes = 0x7FFF7FFF;
     uint32_t most = pairs[0] & kMagnitudes;
 #pragma unroll
     for (uint32_t i = 1; i < kPairs; ++i) most = ptx::max_bf16x2(most, pairs[i] & kMagnitudes);
-    const float own_largest = fmaxf(fmaxf(ptx::bf16_low(most), ptx::bf16_high(most)), 0.0f);  // also where all are NaN
-    const float largest = __uint_as_float(ptx::redux_max(__float_as_uint(own_largest)));      // bits of floats that are not negative order as they do
+    const float own = fmaxf(fmaxf(ptx::bf16_low(most), ptx::bf16_high(most)), 0.0f);  // also where all are NaN
+    return __uint_as_float(ptx::redux_max(__float_as_uint(own)));  // bits of floats that are not negative order as the floats do
+}
+
+// A warp: kPairs pairs a lane, together 512 values, whose largest magnitude is known.
+template <uint32_t kPairs>
+__device__ __forceinline__ BlockScale search_scale(const uint32_t (&pairs)[kPairs], float largest) {
+    static_assert(kPairs * 2 * 32 == 512);
     constexpr float kSteps[4] = {1.0f, 1.18920708f, 1.41421354f, 1.68179286f};    // 2^(i/4)
     constexpr float kWeights[4] = {1.0f, 1.41421354f, 2.0f, 2.82842708f};         // their squares
     const float smallest = fmaxf(largest, config::kMinAmax) / 448.0f;

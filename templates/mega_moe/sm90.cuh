@@ -8,6 +8,7 @@
 //   warps 4 .. 11  mma, epilogue_l1/l2      decode in registers, wgmma, activation, requantise; partials
 //                  combine, cleanup         weighted sum to y
 #include "mega_moe/context_sm90.cuh"
+#include "mega_moe/roles/build_schedule_sm90.cuh"
 #include "mega_moe/roles/cleanup.cuh"
 #include "mega_moe/roles/combine.cuh"
 #include "mega_moe/roles/consume_sm90.cuh"
@@ -15,7 +16,6 @@
 #include "mega_moe/roles/load_acts_sm90.cuh"
 #include "mega_moe/roles/load_weights_sm90.cuh"
 #include "mega_moe/roles/queue_tiles_sm90.cuh"
-#include "mega_moe/roles/schedule_sm90.cuh"
 #include "ptx/warp.cuh"
 
 extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
         smem.queue.init();
         ptx::fence_mbarrier_init();
     }
-    roles::clear_schedule(smem.schedule, smem.own_tokens);
+    roles::clear_schedule(smem.schedule, own_tokens(smem));
     if constexpr (config::kIsFp8) fill_decode_table(smem.decode_table);
     if (threadIdx.x < config::kBlockN) {
         smem.amax[threadIdx.x] = 0;
@@ -41,10 +41,12 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
     ptx::griddepcontrol_wait();
     const bool is_dispatch = threadIdx.x >= config::kFirstDispatchThread;
     roles::Ahead ahead = {};
-    if (is_dispatch) ahead = roles::load_ahead(params, roles::Chunk(share, share.begin));
-    roles::build_schedule(params, smem.schedule, smem.own_tokens, share);
+    if (is_dispatch) ahead.load_slot(params, share, share.begin);
+    const roles::Counts counts = roles::count_slots(params, share);
+    if (is_dispatch) ahead.piece = roles::load_piece(params, share.end, roles::own_piece(share.begin));
+    roles::build_schedule(params, smem.schedule, own_tokens(smem), counts);
     // The first three warps go on at once: weights need the schedule only. No barrier of the block comes after this.
-    if (is_dispatch) roles::dispatch(params, smem.schedule, smem.own_tokens, share, ahead);
+    if (is_dispatch) roles::dispatch(params, smem.schedule, own_tokens(smem), share, ahead);
 
     const Context ctx{params, &tokens_map, &acts_map, smem, Scheduler{smem.schedule}, comm::Watchdog{params.error_record, params.timeout_ns, params.rank}};
 

@@ -22,10 +22,7 @@ struct SharedStorage {
     alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
     alignas(128) uint8_t weights[config::kNumStages][config::kWeightStageBytes];
     alignas(128) uint8_t codes[config::kCodesTileBytes];     // an L1 tile's activations on their way out, where `out` has values
-    union {
-        alignas(128) uint8_t out[config::kOutBytes];         // L2's results on their way out; L1: a first pass's values, until the second's
-        OwnTokens own_tokens;                                // dispatch, before that
-    };
+    alignas(128) uint8_t out[config::kOutBytes];             // L2's results on their way out; L1: a first pass's values, until the second's
     alignas(16) float sf[config::kNumStages][config::kBlockN];  // L1: of 512 values, with the last stage of them; L2: a tile's own, of 128
     alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];
     Columns columns[config::kNumConsumerWarpgroups];
@@ -38,5 +35,11 @@ struct SharedStorage {
     alignas(8) pipeline::RingBarriers ring;
 };
 static_assert(sizeof(SharedStorage) == config::kSmemBytes, "recipes/sm90.py plans another shared memory");
+
+// Where results will be: no tile ends before dispatch of this block.
+__device__ __forceinline__ OwnTokens& own_tokens(SharedStorage& smem) {
+    static_assert(sizeof(OwnTokens) <= sizeof(smem.out));
+    return *reinterpret_cast<OwnTokens*>(smem.out);
+}
 
 }  // namespace mega_moe

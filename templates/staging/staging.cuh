@@ -114,7 +114,7 @@ __device__ __forceinline__ void quantize_token(const Params& params, const uint8
 #pragma unroll
             for (uint32_t w = 0; w < 4; ++w) pairs[4 * i + w] = piece.words[w];
         }
-        const mega_moe::BlockScale found = mega_moe::search_scale(pairs);
+        const mega_moe::BlockScale found = mega_moe::search_scale(pairs, mega_moe::largest_of(pairs));
         largest = fmaxf(largest, found.smallest);
         if (lane == 0) token_sf(params, token)[block] = found.scale;
 #pragma unroll

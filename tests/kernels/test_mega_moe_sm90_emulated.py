@@ -171,7 +171,7 @@ def reference_sf(moe: MegaMoE, weights: MoeWeights, *call: torch.Tensor) -> dict
 def test_staged_tokens_give_the_bits_of_a_direct_call(open_device: Open, recipe: str, index_dtype: torch.dtype) -> None:
     """Whoever quantises: the kernel, from rows that lie apart at odd addresses, or staging; indices of any width.
 
-    Nine tokens are more than blocks, and a warp's each; three are one a block. A token's result is the same.
+    Nine tokens are more than blocks; three are one a block. A token's result is the same.
     """
     open_device()
     view_dtype = torch.int64 if index_dtype == torch.int32 else torch.int32
@@ -208,19 +208,41 @@ def test_staged_tokens_give_the_bits_of_a_direct_call(open_device: Open, recipe:
 
 
 @pytest.mark.parametrize("recipe", ["fp8_nvfp4", "bf16_nvfp4"])
-def test_tokens_wider_than_a_warps_registers(open_device: Open, recipe: str) -> None:
-    """A warp reads what it cannot hold twice; with one token a block every thread holds all of its share."""
+def test_tokens_of_several_pieces(open_device: Open, recipe: str) -> None:
+    """The last piece is short, and ends inside 64 values; two tokens a block, and one."""
     open_device(num_sms=2)
-    hidden = 2064 if recipe == "fp8_nvfp4" else 1040  # a part of a 64-group beyond four vectors a lane
+    hidden = 2064 if recipe == "fp8_nvfp4" else 1040
     weights = small(recipe, hidden, 128, num_experts=1)
     x, topk_idx, topk_weights = tokens_and_routing(3, hidden, 1, 1, device="cpu", seed=3)
     assert bool((topk_idx == 0).all())
-    x[1, -1] = 40.0  # the largest is in the part that is read twice
+    x[1, -1] = 40.0  # the largest is in the last piece
     with one_kernel(3):
         moe = MegaMoE(weights, recipe=recipe, max_tokens_per_rank=8)
         y = moe(x, topk_idx, topk_weights)
         check_output(moe, weights, x, topk_idx, topk_weights, y)
         assert torch.equal(moe(x[1:], topk_idx[1:], topk_weights[1:]), y[1:])
+
+
+@pytest.mark.parametrize("recipe", ["fp8_nvfp4", "bf16_nvfp4"])
+def test_more_tokens_than_dispatch_has_in_hand(open_device: Open, recipe: str) -> None:
+    """A block's tokens come in chunks of 32, and each token gets what it gets in a call of few; staged ones too."""
+    device = open_device(num_sms=1)
+    weights = small(recipe, 256, 128)
+    x, topk_idx, topk_weights = tokens_and_routing(70, 256, 3, 2, device="cpu")
+    x *= torch.exp2(torch.arange(70) % 7 - 3.0)[:, None].bfloat16()
+    topk_idx[33, 0], topk_idx[40] = -1, -1
+    buffer = get_symm_buffer_for_nvfp4_mega_moe(None, 3, 70, 2, 256, 128, recipe=recipe, device="cpu")
+    with one_kernel(70, tile=16):
+        moe = MegaMoE(weights, recipe=recipe, sym_buffer=buffer)
+        y = moe(x, topk_idx, topk_weights)
+        few = [moe(*(t[first : first + 30] for t in (x, topk_idx, topk_weights))) for first in (0, 30, 60)]
+        stage_tokens(x, topk_idx, topk_weights, buffer)
+        staged = fp8_nvfp4_mega_moe(torch.empty_like(x), moe.l1, moe.l2, buffer)
+    assert y[39].any()
+    assert not y[40].any()
+    assert torch.equal(y, torch.cat(few))
+    assert torch.equal(y, staged)
+    assert device.work().errors == ()
 
 
 def test_more_slots_than_are_added_at_once(open_device: Open) -> None:

@@ -19,7 +19,7 @@ from tests.templates.sm90_kernels import config
 
 MOST_TILES = 1024
 KERNEL = """
-#include "mega_moe/roles/schedule_sm90.cuh"
+#include "mega_moe/roles/build_schedule_sm90.cuh"
 #include "mega_moe/scheduler_sm90.cuh"
 
 // What a block makes of the routing: its schedule, and the tiles that it visits.
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
     const roles::Share share(num_tokens);
     roles::clear_schedule(schedule, own);
     __syncthreads();
-    roles::build_schedule(params, schedule, own, share);
+    roles::build_schedule(params, schedule, own, roles::count_slots(params, share));
     constexpr uint32_t kExperts = config::kNumLocalExperts;
     for (uint32_t e = threadIdx.x; e <= kExperts; e += config::kNumThreads) {
         tile_begin[blockIdx.x * (kExperts + 1) + e] = schedule.tile_begin[e];

@@ -11,7 +11,7 @@
 #pragma once
 #include "layout/token_order.cuh"
 #include "mega_moe/context_sm90.cuh"
-#include "mega_moe/roles/schedule_sm90.cuh"
+#include "mega_moe/roles/build_schedule_sm90.cuh"
 #include "mega_moe/scale_search.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/fence.cuh"
@@ -87,60 +87,59 @@ __device__ __forceinline__ Piece load_piece(const mega_moe::Params& params, uint
     return piece;
 }
 
-// Tokens that the block has in hand: as many as its threads have slots, of its share.
-struct Chunk {
-    uint32_t begin, end;
+// The first slot of a thread, and the first piece of a warp, among those of the tokens from `first_token` on.
+__device__ __forceinline__ uint32_t own_slot(uint32_t first_token) { return first_token * config::kNumTopk + threadIdx.x - config::kFirstDispatchThread; }
+__device__ __forceinline__ uint32_t own_piece(uint32_t first_token) { return first_token * kPieces + (threadIdx.x - config::kFirstDispatchThread) / 32; }
 
-    __device__ __forceinline__ Chunk(const Share& share, uint32_t first) : begin(first), end(min(first + config::kChunkTokens, share.end)) {}
-    __device__ __forceinline__ uint32_t first_piece() const { return begin * kPieces + (threadIdx.x - config::kFirstDispatchThread) / 32; }
-};
-
-// What a thread begins a chunk with; of the first one it is on its way while the schedule is made.
+// What a thread begins with. Of the first tokens it is on its way while the schedule is made.
 struct Ahead {
-    Piece pieces[2];  // the warp's first
-    uint64_t index;   // of the thread's slot: as it is, since a look at it would wait for it
+    uint64_t index;  // of the thread's slot
     float weight;
+    Piece piece;
+
+    __device__ __forceinline__ void load_slot(const mega_moe::Params& params, const Share& share, uint32_t first_token) {
+        const uint32_t slot = own_slot(first_token);
+        const bool has_slot = slot < share.end * config::kNumTopk;
+        index = has_slot ? expert_index(params, slot) : ~uint64_t(0);
+        weight = has_slot ? params.topk_weights[slot] : 0.0f;
+    }
 };
 
-__device__ __forceinline__ Ahead load_ahead(const mega_moe::Params& params, const Chunk& chunk) {
-    Ahead ahead = {{load_piece(params, chunk.end, chunk.first_piece()), load_piece(params, chunk.end, chunk.first_piece() + kNumDispatchWarps)}, ~uint64_t(0), 0.0f};
-    const uint32_t slot = chunk.begin * config::kNumTopk + threadIdx.x - config::kFirstDispatchThread;
-    if (slot < chunk.end * config::kNumTopk) ahead.index = expert_index(params, slot), ahead.weight = params.topk_weights[slot];
-    return ahead;
-}
-
-// Quantises a piece and puts it into each of its token's rows; `place` is the token's in the chunk.
-__device__ __forceinline__ void put_piece(const mega_moe::Params& params, mega_moe::OwnTokens& own, uint32_t place, uint32_t block, const Piece& piece) {
+// Quantises a piece and puts it into each of its token's rows; `place` is the token's among those in hand, `largest` the largest magnitude (E4M3).
+__device__ __forceinline__ void put_piece(const mega_moe::Params& params, mega_moe::OwnTokens& own, uint32_t place, uint32_t block, const Piece& piece, float largest) {
     const uint32_t lane = threadIdx.x % 32, vector = block * 32 + lane;
     const uint32_t (&pool_rows)[config::kNumTopk] = own.pool_rows[place];
     uint4 stored = {piece.words[0], piece.words[1], piece.words[2], piece.words[3]};
     float scale = piece.scale;
     if constexpr (config::kIsFp8) {
         if (params.x != nullptr) {
-            const mega_moe::BlockScale found = mega_moe::search_scale(piece.words);
+            const mega_moe::BlockScale found = mega_moe::search_scale(piece.words, largest);
             scale = found.scale;
             stored.x = ptx::cvt_e4m3x4(piece.words[0], piece.words[1], found.inverse), stored.y = ptx::cvt_e4m3x4(piece.words[2], piece.words[3], found.inverse);
             stored.z = ptx::cvt_e4m3x4(piece.words[4], piece.words[5], found.inverse), stored.w = ptx::cvt_e4m3x4(piece.words[6], piece.words[7], found.inverse);
             // Bits of floats that are not negative order as the floats do.
             if (lane == 0) atomicMax(&own.scale[place], __float_as_uint(found.smallest));
         }
-        if (lane < config::kNumTopk && pool_rows[lane] != ~0u) params.tokens_sf[uint64_t(block) * params.pool_rows + pool_rows[lane]] = scale;
     }
-    if (vector >= kRowVectors) return;
     uint8_t* tokens = params.tokens + vector * 16;
 #pragma unroll 8
     for (uint32_t k = 0; k < config::kNumTopk; ++k) {
         const uint32_t row = pool_rows[k];
-        if (row != ~0u) *reinterpret_cast<uint4*>(tokens + uint64_t(row) * config::kTokenRowBytes) = stored;
+        if (row != ~0u && vector < kRowVectors) *reinterpret_cast<uint4*>(tokens + uint64_t(row) * config::kTokenRowBytes) = stored;
+    }
+    if constexpr (config::kIsFp8) {
+        if (lane < config::kNumTopk && pool_rows[lane] != ~0u) params.tokens_sf[uint64_t(block) * params.pool_rows + pool_rows[lane]] = scale;
     }
 }
 
 __device__ __forceinline__ void dispatch(const mega_moe::Params& params, const mega_moe::Schedule& schedule, mega_moe::OwnTokens& own, const Share& share, Ahead& ahead) {
     const uint32_t thread = threadIdx.x - config::kFirstDispatchThread;
+    uint32_t index = own_piece(share.begin);
     for (uint32_t begin = share.begin; begin < share.end; begin += config::kChunkTokens) {
-        const Chunk chunk(share, begin);
+        const uint32_t end = min(begin + config::kChunkTokens, share.end);
         // A thread a slot.
-        const int32_t expert = local_expert(params, ahead.index);
+        const bool has_slot = thread < config::kChunkTokens * config::kNumTopk;
+        const int32_t expert = has_slot ? local_expert(params, ahead.index) : -1;
         const float weight = ahead.weight;
         uint32_t tile = 0, pool_row = ~0u;
         if (expert >= 0) {
@@ -148,31 +147,26 @@ __device__ __forceinline__ void dispatch(const mega_moe::Params& params, const m
             tile = schedule.tile_begin[expert] + row / config::kBlockN;
             pool_row = tile * config::kBlockN + row % config::kBlockN;
         }
-        if (thread < config::kChunkTokens * config::kNumTopk) own.pool_rows[thread / config::kNumTopk][thread % config::kNumTopk] = pool_row;
-        if constexpr (config::kIsFp8) {
-            if (thread < chunk.end - begin) own.scale[thread] = params.x != nullptr ? 0 : __float_as_uint(staged_scales(params, begin + thread)[config::kScaleBlocks]);
-        }
+        if (has_slot) own.pool_rows[thread / config::kNumTopk][thread % config::kNumTopk] = pool_row;
+        if (thread < config::kChunkTokens) own.scale[thread] = 0;
         sync_dispatch();
-        // Two pieces in turns, not one that is copied: a copy would wait for the next one's loads before this one's stores.
-        uint32_t index = chunk.first_piece();
-        const uint32_t last = chunk.end * kPieces;
-        const auto take = [&](Piece& piece) {
-            put_piece(params, own, index / kPieces - begin, index % kPieces, piece);
-            piece = load_piece(params, chunk.end, index + 2 * kNumDispatchWarps);
-            index += kNumDispatchWarps;
-        };
 #pragma unroll 1
-        while (index < last) {
-            take(ahead.pieces[0]);
-            if (index >= last) break;
-            take(ahead.pieces[1]);
+        for (; index < end * kPieces; index += kNumDispatchWarps) {
+            // A look at all values, before the next ones' loads start: who waits for these later would wait for those too.
+            float largest = 0.0f;
+            if constexpr (config::kIsFp8) largest = mega_moe::largest_of(ahead.piece.words);
+            const Piece next = load_piece(params, share.end, index + kNumDispatchWarps);
+            put_piece(params, own, index / kPieces - begin, index % kPieces, ahead.piece, largest);
+            ahead.piece = next;
         }
-        ahead = load_ahead(params, Chunk(share, chunk.end));
+        float scale = 0.0f;
+        if (config::kIsFp8 && params.x == nullptr && expert >= 0) scale = staged_scales(params, begin + thread / config::kNumTopk)[config::kScaleBlocks];
+        ahead.load_slot(params, share, end);
         sync_dispatch();
         if (expert >= 0) {
-            params.routed[pool_row] = begin * config::kNumTopk + thread;
+            params.routed[pool_row] = own_slot(begin);
             params.routed_weights[pool_row] = weight;
-            if constexpr (config::kHasTokenScales) params.routed_sf[pool_row] = __uint_as_float(own.scale[thread / config::kNumTopk]);
+            if constexpr (config::kHasTokenScales) params.routed_sf[pool_row] = fmaxf(scale, __uint_as_float(own.scale[thread / config::kNumTopk]));
             // The release publishes all these threads' writes: they happen before it through the barrier.
             ptx::red_release_gpu_add(&params.rows_ready[tile], 1);
         }

@@ -1,4 +1,4 @@
-// Role: schedule (all warps, before they part)
+// Role: build schedule (all warps, before they part)
 // Waits for:  the routing of the launch before this one (the caller's griddepcontrol)
 // Produces:   the schedule in shared memory, each block the same, and for its own share of the tokens the rows that they begin with;
 //             statistics, where asked for
@@ -30,41 +30,42 @@ struct Share {
     }
 };
 
-// The experts of slots first, first + kNumThreads, ...: all loads are on their way before the first is looked at.
-template <typename Index, uint32_t kAtOnce>
-__device__ __forceinline__ void load_experts(const mega_moe::Params& params, uint32_t first, uint32_t num_slots, int32_t (&experts)[kAtOnce]) {
-    Index indices[kAtOnce];
+// The indices of kAtOnce slots, kNumThreads apart, as they are: all loads are on their way before the first is looked at.
+template <uint32_t kAtOnce>
+struct Indices {
+    uint64_t of_slot[kAtOnce];
+
+    // Those from the lane's slot on, of the warp's 32 that begin with slot `begin`.
+    __device__ __forceinline__ Indices(const mega_moe::Params& params, uint32_t begin) {
 #pragma unroll
-    for (uint32_t i = 0; i < kAtOnce; ++i) {
-        const uint32_t slot = first + i * config::kNumThreads;
-        indices[i] = slot < num_slots ? reinterpret_cast<const Index*>(params.topk_idx)[slot] : ~Index(0);
+        for (uint32_t i = 0; i < kAtOnce; ++i) {
+            const uint32_t slot = begin + threadIdx.x % 32 + i * config::kNumThreads;
+            of_slot[i] = slot < params.num_tokens * config::kNumTopk ? expert_index(params, slot) : ~uint64_t(0);
+        }
     }
-#pragma unroll
-    for (uint32_t i = 0; i < kAtOnce; ++i) experts[i] = local_expert(params, indices[i]);
-}
+};
 
 // Counts the slots of each expert, and of them those before this block's share. A warp looks at 32 slots at a time; lane l counts
 // experts l, l + 32, ..., whose slots the bits of all lanes' experts tell: no two lanes ever meet at a counter.
-template <uint32_t kAtOnce>
-__device__ __forceinline__ void count_slots(const mega_moe::Params& params, mega_moe::Schedule& schedule, mega_moe::OwnTokens& own, uint32_t first_own) {
-    constexpr uint32_t kSets = (config::kNumLocalExperts + 31) / 32;
-    constexpr uint32_t kBits = kSets <= 1 ? 5 : kSets <= 2 ? 6 : kSets <= 4 ? 7 : kSets <= 8 ? 8 : 9;
-    const uint32_t lane = threadIdx.x % 32, num_slots = params.num_tokens * config::kNumTopk;
+struct Counts {
+    static constexpr uint32_t kSets = (config::kNumLocalExperts + 31) / 32;
+    static constexpr uint32_t kBits = kSets <= 1 ? 5 : kSets <= 2 ? 6 : kSets <= 4 ? 7 : kSets <= 8 ? 8 : 9;
     uint32_t all[kSets] = {}, before[kSets] = {};
-    for (uint32_t begin = threadIdx.x / 32 * 32; begin < num_slots; begin += kAtOnce * config::kNumThreads) {
-        int32_t experts[kAtOnce];
-        if (params.topk_idx_bytes == 8) load_experts<uint64_t>(params, begin + lane, num_slots, experts);
-        else load_experts<uint32_t>(params, begin + lane, num_slots, experts);
+
+    template <uint32_t kAtOnce>
+    __device__ __forceinline__ void add(const mega_moe::Params& params, const Indices<kAtOnce>& indices, uint32_t begin, uint32_t first_own) {
+        const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
         for (uint32_t i = 0; i < kAtOnce; ++i) {
             const uint32_t first = begin + i * config::kNumThreads;
-            if (first >= num_slots) break;
+            if (first >= params.num_tokens * config::kNumTopk) break;
+            const int32_t expert = local_expert(params, indices.of_slot[i]);
             const uint32_t earlier = first >= first_own ? 0 : first_own - first >= 32 ? ~0u : (1u << (first_own - first)) - 1;
-            uint32_t same = __ballot_sync(~0u, experts[i] >= 0);
+            uint32_t same = __ballot_sync(~0u, expert >= 0);
             uint32_t planes[kBits];
 #pragma unroll
             for (uint32_t b = 0; b < kBits; ++b) {
-                planes[b] = __ballot_sync(~0u, experts[i] >> b & 1);
+                planes[b] = __ballot_sync(~0u, expert >> b & 1);
                 if (b < 5) same &= lane >> b & 1 ? planes[b] : ~planes[b];
             }
 #pragma unroll
@@ -76,12 +77,30 @@ __device__ __forceinline__ void count_slots(const mega_moe::Params& params, mega
             }
         }
     }
+
+    __device__ __forceinline__ void store(mega_moe::Schedule& schedule, mega_moe::OwnTokens& own) const {
 #pragma unroll
-    for (uint32_t set = 0; set < kSets; ++set) {
-        const uint32_t e = set * 32 + lane;
-        if (all[set] > 0) atomicAdd(&schedule.rows[e], all[set]);
-        if (before[set] > 0) atomicAdd(&own.next[e], before[set]);
+        for (uint32_t set = 0; set < kSets; ++set) {
+            const uint32_t e = set * 32 + threadIdx.x % 32;
+            if (all[set] > 0) atomicAdd(&schedule.rows[e], all[set]);
+            if (before[set] > 0) atomicAdd(&own.next[e], before[set]);
+        }
     }
+};
+
+// A thread's part of the counting. Loads that are in less of a hurry come after it: the compiler has one counter for what is on its way
+// beyond a branch, so who waits for one load waits for all.
+__device__ __forceinline__ Counts count_slots(const mega_moe::Params& params, const Share& share) {
+    // Few slots should not wait for the instructions that many need.
+    constexpr uint32_t kFirst = 4, kAtOnce = Counts::kSets > 8 ? 8 : 12;
+    const uint32_t own = threadIdx.x / 32 * 32, first_own = share.begin * config::kNumTopk;
+    Counts counts;
+    counts.add(params, Indices<kFirst>(params, own), own, first_own);
+#pragma unroll 1
+    for (uint32_t begin = own + kFirst * config::kNumThreads; begin < params.num_tokens * config::kNumTopk; begin += kAtOnce * config::kNumThreads) {
+        counts.add(params, Indices<kAtOnce>(params, begin), begin, first_own);
+    }
+    return counts;
 }
 
 __device__ __forceinline__ uint32_t num_tiles(const mega_moe::Schedule& schedule, uint32_t expert) { return (schedule.rows[expert] + config::kBlockN - 1) / config::kBlockN; }
@@ -118,24 +137,23 @@ __device__ __forceinline__ void clear_schedule(mega_moe::Schedule& schedule, meg
     if (threadIdx.x < config::kNumLocalExperts) schedule.rows[threadIdx.x] = 0, own.next[threadIdx.x] = 0;
 }
 
-__device__ __forceinline__ void build_schedule(const mega_moe::Params& params, mega_moe::Schedule& schedule, mega_moe::OwnTokens& own, const Share& share) {
-    // Two sizes, as few slots should not wait for instructions that many need.
-    constexpr uint32_t kFew = 4, kMany = config::kNumLocalExperts > 256 ? 8 : 12;
-    const uint32_t first_own = share.begin * config::kNumTopk;
-    if (params.num_tokens * config::kNumTopk <= kFew * config::kNumThreads) count_slots<kFew>(params, schedule, own, first_own);
-    else count_slots<kMany>(params, schedule, own, first_own);
+__device__ __forceinline__ void build_schedule(const mega_moe::Params& params, mega_moe::Schedule& schedule, mega_moe::OwnTokens& own, const Counts& counts) {
+    counts.store(schedule, own);
     __syncthreads();
     if (threadIdx.x < 32) {
         sum_tiles(schedule);
-    } else {
-        // Meanwhile: divisions take long, and tiles shall not wait for them.
-        for (uint32_t e = threadIdx.x - 32; e < config::kNumLocalExperts; e += config::kNumThreads - 32) {
+    } else if (threadIdx.x < 64) {
+        // Meanwhile: divisions take long, and tiles shall not wait for them. (Other warps have loads on their way, for which they would wait.)
+        for (uint32_t e = threadIdx.x - 32; e < config::kNumLocalExperts; e += 32) {
             const uint32_t tiles = num_tiles(schedule, e);
             if (tiles > 1) schedule.period[e] = gridDim.x / greatest_common_divisor(gridDim.x, tiles) * tiles;
-            if (params.recv_stats != nullptr && blockIdx.x == 0) atomicAdd(&params.recv_stats[e], int32_t(schedule.rows[e]));
         }
     }
     __syncthreads();
+    if (params.recv_stats != nullptr && blockIdx.x == 0) {
+        const uint32_t e = config::kNumThreads - 1 - threadIdx.x;  // the last threads, since the first ones have loads to start
+        if (e < config::kNumLocalExperts) atomicAdd(&params.recv_stats[e], int32_t(schedule.rows[e]));
+    }
 }
 
 }  // namespace roles
