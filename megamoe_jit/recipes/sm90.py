@@ -217,15 +217,11 @@ class Sm90Config:
     def _out_bytes(self) -> int:
         """L2's results of one 64-row tile for each warpgroup in BF16; in L1 a first pass's FP32 values need as much.
 
-        Before that it is dispatch's: a number for each expert, for each slot of a token in hand, and for each token.
+        L1's codes, half as much, take the place of those values. Before all that it is dispatch's: a number for each
+        expert, for each slot of a token in hand, and for each token.
         """
         own_tokens = 4 * (self.problem.num_local_experts + self.chunk_tokens * (self.problem.num_topk + 1))
         return max(self.block_n * 128 * _NUM_CONSUMER_WARPGROUPS, round_up(own_tokens, 128))
-
-    @property
-    def _codes_tile_bytes(self) -> int:
-        """An L1 tile of codes, beside the first pass's values; elsewhere L1's results go where L2's do."""
-        return self.block_n * SF_GRAN_K if self.num_passes > 1 and self.shapes.is_fp8 else 16
 
     def shared_storage(self) -> StructLayout:
         """Return the twin of `SharedStorage` in templates/mega_moe/storage_sm90.cuh."""
@@ -233,13 +229,12 @@ class Sm90Config:
         return struct_layout(
             ("tokens", s * self.token_stage_bytes, 1024),
             ("weights", s * self.weight_stage_bytes, 128),
-            ("codes", self._codes_tile_bytes, 128),
             ("out", self._out_bytes, 128),
             ("sf", s * n * 4, 16),
             ("decode_table", self._decode_table_rows * _TABLE_COPIES * 8, 128),
             ("columns", _NUM_CONSUMER_WARPGROUPS * round_up(12 * n + 24, 16), 16),
-            ("inverse_scale", n * 4, 16),
             ("amax", n * 4, 4),
+            ("may_not_fit", 4, 4),
             ("has_own_sf", s * 4, 4),
             ("is_last", 4, 4),
             ("queue", _QUEUE_TILES * (32 + 2 * 8), 16),
@@ -280,7 +275,6 @@ class Sm90Config:
             "pass_m": self.pass_m,
             "l1_m_tiles": sizes.l1_rows // _BLOCK_M,
             "l2_m_tiles": sizes.hidden_padded // _BLOCK_M,
-            "l2_arrivals": sizes.hidden_padded // _BLOCK_M * _NUM_CONSUMER_WARPGROUPS,
             "l1_k_stages": sizes.hidden_k // _BLOCK_K,
             "l2_k_stages": sizes.intermediate_padded // _BLOCK_K,
             # How many L2 tiles take the time of one L1 tile: both have as many rows.
@@ -310,7 +304,6 @@ class Sm90Config:
             "stage_code_bytes": self.pass_m * _BLOCK_K // 2,
             "stage_scale_bytes": self.pass_m * _BLOCK_K // 16,
             "out_bytes": self._out_bytes,
-            "codes_tile_bytes": self._codes_tile_bytes,
             "decode_table_rows": self._decode_table_rows,
             "table_copies": _TABLE_COPIES,
             "box_rows": self.box_rows,

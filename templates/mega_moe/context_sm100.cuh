@@ -46,6 +46,9 @@ constexpr uint32_t kNumConsumerThreads = config::kNumEpilogueWarpgroups * 128;
 
 __device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBarrier, kNumConsumerThreads); }
 
+// What l2_done comes to.
+__device__ __forceinline__ uint32_t l2_arrivals(const Context& ctx) { return ctx.scheduler.num_token_tiles() * config::kL2Arrivals; }
+
 // Every counter that a call used, back to zero: the last block's consumers call it.
 __device__ __forceinline__ void reset_counters(const Context& ctx, uint32_t consumer_thread) {
     const Params& params = ctx.params;

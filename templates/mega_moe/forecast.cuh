@@ -14,6 +14,9 @@ struct alignas(16) ActsForecast {
 // 2^n nearest below p: scales that are powers of two make quantised values independent of p, as long as nothing over- or underflows.
 __device__ __forceinline__ float power_of_two(float p) { return __uint_as_float(min(max(__float_as_uint(p) & 0x7F800000u, 0x0D800000u), 0x71800000u)); }
 
+// 1 / p, exactly, of what power_of_two gives.
+__device__ __forceinline__ float inverse_power(float p) { return __uint_as_float(0x7F000000u - __float_as_uint(p)); }
+
 // `weight` is what the activations are multiplied by themselves.
 __device__ __forceinline__ float foresee_acts_scale(const ActsForecast& f, float token_scale, float weight) {
     const float rms = token_scale * config::kForecastRms;

@@ -29,12 +29,13 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
         pipeline::init(smem.ring);
         smem.queue.init();
         ptx::fence_mbarrier_init();
+        smem.may_not_fit = 0;
     }
     roles::clear_schedule(smem.schedule, own_tokens(smem));
     if constexpr (config::kIsFp8) fill_decode_table(smem.decode_table);
     if (threadIdx.x < config::kBlockN) {
         smem.amax[threadIdx.x] = 0;
-        for (Columns& columns : smem.columns) columns.factor[threadIdx.x] = columns.scale[threadIdx.x] = 0.0f;  // of columns that no tile has filled yet
+        for (Columns& columns : smem.columns) columns.weight(threadIdx.x) = columns.scale(threadIdx.x) = 0.0f;  // of columns that no tile has filled yet
     }
     const roles::Share share(params.num_tokens);
     __syncthreads();
@@ -73,6 +74,7 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
             release_tile(smem.queue, place, thread % 32 == 0);
         });
         ptx::griddepcontrol_launch_dependents();
+        roles::publish_partials(ctx, thread);
         roles::combine(ctx, thread);
         roles::cleanup(ctx, thread, &smem.is_last);
     }

@@ -9,25 +9,32 @@
 
 namespace mega_moe {
 
+// Factors of two neighbouring columns: one load is what a thread needs of both.
+struct alignas(16) ColumnPair {
+    float scale[2];   // E4M3: the token's size, then, made of it, what values (L1) or sums (L2) are multiplied by
+    float weight[2];  // L2: the top-k weight
+};
+
 // Of the columns of a warpgroup's tile.
 struct alignas(16) Columns {
     ActsForecast forecast;           // of the tile's expert (E4M3)
-    float factor[config::kBlockN];   // the token's size, as a scale (L1, E4M3), the top-k weight (L2)
     uint32_t slot[config::kBlockN];  // token * top-k + slot (L2)
-    float scale[config::kBlockN];    // L2, E4M3: the token's size, then alpha times what the column's activations were divided by
+    ColumnPair pairs[config::kBlockN / 2];
     float alpha[2];                  // of the tile: gate and up (L1), down (L2)
+
+    __device__ __forceinline__ float& scale(uint32_t column) { return pairs[column / 2].scale[column % 2]; }
+    __device__ __forceinline__ float& weight(uint32_t column) { return pairs[column / 2].weight[column % 2]; }
 };
 
 struct SharedStorage {
     alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
     alignas(128) uint8_t weights[config::kNumStages][config::kWeightStageBytes];
-    alignas(128) uint8_t codes[config::kCodesTileBytes];     // an L1 tile's activations on their way out, where `out` has values
-    alignas(128) uint8_t out[config::kOutBytes];             // L2's results on their way out; L1: a first pass's values, until the second's
+    alignas(128) uint8_t out[config::kOutBytes];             // results on their way out; L1: a first pass's values, until the second's
     alignas(16) float sf[config::kNumStages][config::kBlockN];  // L1: of 512 values, with the last stage of them; L2: a tile's own, of 128
     alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];
     Columns columns[config::kNumConsumerWarpgroups];
-    alignas(16) float inverse_scale[config::kBlockN];        // by column: one over the block's scale factor
     uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude, zero between blocks
+    uint32_t may_not_fit;                                    // L1: a block's values may not lie well in E4M3; zero between blocks
     uint32_t has_own_sf[config::kNumStages];                 // L2: the stage's tile has scale factors of its own, in acts_sf
     uint32_t is_last;                                        // cleanup: this block is the last to leave
     TileQueue queue;

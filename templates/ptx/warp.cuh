@@ -13,6 +13,13 @@ __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
 // reading that number (S2R) takes its place in the queue of shared memory's loads: 100 clocks and more in the middle of a loop.
 __device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, threadIdx.x % 32); }
 
+// The thread's number, read here and not before.
+__device__ __forceinline__ uint32_t thread_in_block() {
+    uint32_t thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 // Sum over a warp's lanes, modulo 2^32.
 __device__ __forceinline__ uint32_t redux_add(uint32_t value) {
     uint32_t sum;

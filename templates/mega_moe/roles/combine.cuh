@@ -69,7 +69,7 @@ __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t c
     constexpr uint32_t kPieces = (config::kHidden + kPieceValues - 1) / kPieceValues, kWarps = mega_moe::kNumConsumerThreads / 32;
     // One thread polls; what it acquires reaches the others through the barrier.
     if (consumer_thread == 0) {
-        comm::wait_counter(ctx.watchdog, ctx.params.l2_done, ctx.scheduler.num_token_tiles() * config::kL2Arrivals, comm::WaitFor::kL2Tiles, 0);
+        comm::wait_counter(ctx.watchdog, ctx.params.l2_done, mega_moe::l2_arrivals(ctx), comm::WaitFor::kL2Tiles, 0);
     }
     mega_moe::sync_consumers();
     const uint32_t lane = consumer_thread % 32;
