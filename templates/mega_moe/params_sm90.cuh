@@ -23,7 +23,7 @@ struct Params {
     uint32_t* rows_ready;    // [token tiles]: rows that dispatch has brought
     uint32_t* l1_done;       // [token tiles]: finished L1 tiles
     uint32_t* has_own_sf;    // [token tiles]: not every block of 128 has its token's foreseen scale (E4M3)
-    uint32_t* l2_done;       // [1]: finished L2 tiles of all experts
+    uint32_t* l2_done;       // [1]: blocks that have finished their L2 tiles
     uint32_t* exited;        // [1]: blocks that need no counter any more
     comm::ErrorRecord* error_record;
     uint64_t timeout_ns;

@@ -65,10 +65,14 @@ __device__ __forceinline__ uint32_t atom_acq_rel_gpu_add(uint32_t* address, uint
     return old;
 }
 
-// A load past L1: for data that other SMs wrote during this launch.
-__device__ __forceinline__ uint4 ld_global_cg_v4(const void* address) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address) : "memory");
+// A load past L1, for data that other SMs wrote during this launch; zeros where `condition` is false, without a branch: where one ends,
+// loads in it are waited for.
+__device__ __forceinline__ uint4 ld_global_cg_v4_if(bool condition, const void* address) {
+    uint4 v = {0, 0, 0, 0};
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n@p ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "l"(address), "r"(uint32_t(condition))
+                 : "memory");
     return v;
 }
 

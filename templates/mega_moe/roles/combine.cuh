@@ -28,53 +28,76 @@ __device__ __forceinline__ void store_run(const mega_moe::Params& params, uint32
     }
 }
 
-// One warp: kRuns x 256 neighbouring values of a token, from `hidden` on.
-__device__ __forceinline__ void combine_piece(const mega_moe::Params& params, uint32_t token, uint32_t hidden) {
-    const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials) + hidden;
-    // A lane looks at a slot; then all rows are on their way before the first is added.
-    const uint32_t lane = threadIdx.x % 32;
+constexpr uint32_t kSlotsAtOnce = config::kNumTopk < 6 ? config::kNumTopk : 6;
+using Rows = uint4[kSlotsAtOnce][kRuns];
+
+// Which of a token's slots went somewhere: a lane looks at each. No token: none.
+__device__ __forceinline__ bool is_routed(const mega_moe::Params& params, uint32_t token, uint32_t lane) {
     static_assert(config::kNumTopk <= 32, "a lane a slot");
-    const uint32_t routed = __ballot_sync(~0u, lane < config::kNumTopk && mega_moe::home_expert(params, token * config::kNumTopk + lane) >= 0);
-    constexpr uint32_t kAtOnce = config::kNumTopk < 6 ? config::kNumTopk : 6;
-    float sum[kRuns][8] = {};
-#pragma unroll 1
-    for (uint32_t first = 0; first < config::kNumTopk; first += kAtOnce) {
-        uint4 rows[kRuns][kAtOnce];
-#pragma unroll
-        for (uint32_t k = 0; k < kAtOnce; ++k) {
-            const uint32_t slot = first + k;
-            const bool is_routed = slot < config::kNumTopk && (routed >> slot & 1);
-            const uint16_t* row = partials + uint64_t(token * config::kNumTopk + slot) * config::kHiddenPadded;
-#pragma unroll
-            for (uint32_t run = 0; run < kRuns; ++run) {
-                const bool is_inside = kPieceValues <= 256 || config::kHiddenPadded % kPieceValues == 0 || hidden + run * 256 < config::kHiddenPadded;
-                rows[run][k] = is_routed && is_inside ? ptx::ld_global_cg_v4(row + run * 256) : uint4{0, 0, 0, 0};
-            }
-        }
-#pragma unroll
-        for (uint32_t k = 0; k < kAtOnce; ++k) {
-#pragma unroll
-            for (uint32_t run = 0; run < kRuns; ++run) {
-                const uint32_t pairs[4] = {rows[run][k].x, rows[run][k].y, rows[run][k].z, rows[run][k].w};
-#pragma unroll
-                for (uint32_t i = 0; i < 4; ++i) sum[run][2 * i] += ptx::bf16_low(pairs[i]), sum[run][2 * i + 1] += ptx::bf16_high(pairs[i]);
-            }
-        }
-    }
-#pragma unroll
-    for (uint32_t run = 0; run < kRuns; ++run) store_run(params, token, hidden + run * 256, sum[run]);
+    return token < params.num_tokens && lane < config::kNumTopk && mega_moe::home_expert(params, token * config::kNumTopk + lane) >= 0;
 }
 
+// Starts the loads of kRuns x 256 neighbouring values of a slot's row, from `hidden` on.
+__device__ __forceinline__ void load_slot(const uint16_t* partials, uint32_t token, uint32_t hidden, uint32_t routed, uint32_t slot, uint4 (&row)[kRuns]) {
+    const bool is_there = slot < config::kNumTopk && (routed >> slot & 1);
+    const uint16_t* values = partials + uint64_t(token * config::kNumTopk + slot) * config::kHiddenPadded + hidden;
+#pragma unroll
+    for (uint32_t run = 0; run < kRuns; ++run) {
+        const bool is_inside = kPieceValues <= 256 || config::kHiddenPadded % kPieceValues == 0 || hidden + run * 256 < config::kHiddenPadded;
+        row[run] = ptx::ld_global_cg_v4_if(is_there && is_inside, values + run * 256);
+    }
+}
+
+__device__ __forceinline__ void add_slot(const uint4 (&row)[kRuns], float (&sum)[kRuns][8]) {
+#pragma unroll
+    for (uint32_t run = 0; run < kRuns; ++run) {
+        const uint32_t pairs[4] = {row[run].x, row[run].y, row[run].z, row[run].w};
+#pragma unroll
+        for (uint32_t i = 0; i < 4; ++i) sum[run][2 * i] += ptx::bf16_low(pairs[i]), sum[run][2 * i + 1] += ptx::bf16_high(pairs[i]);
+    }
+}
+
+// A warp sums kRuns x 256 neighbouring values of a token at a time. A slot's values, once added, make room for those of a later slot or
+// of the warp's next token: only loads in flight make this faster.
 __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t consumer_thread) {
     constexpr uint32_t kPieces = (config::kHidden + kPieceValues - 1) / kPieceValues, kWarps = mega_moe::kNumConsumerThreads / 32;
+    const mega_moe::Params& params = ctx.params;
+    const uint32_t lane = consumer_thread % 32, step = gridDim.x * kWarps, end = params.num_tokens * kPieces;
+    // Few tokens spread over all blocks, and spare the warp of the thread that polls.
+    uint32_t i = (kWarps - 1 - consumer_thread / 32) * gridDim.x + blockIdx.x;
+    // The routing was there before the launch: it is read while others finish.
+    uint32_t routed = __ballot_sync(~0u, is_routed(params, i / kPieces, lane)), routed_next = __ballot_sync(~0u, is_routed(params, (i + step) / kPieces, lane));
     // One thread polls; what it acquires reaches the others through the barrier.
     if (consumer_thread == 0) {
-        comm::wait_counter(ctx.watchdog, ctx.params.l2_done, mega_moe::l2_arrivals(ctx), comm::WaitFor::kL2Tiles, 0);
+        comm::wait_counter(ctx.watchdog, params.l2_done, mega_moe::l2_arrivals(ctx), comm::WaitFor::kL2Tiles, 0);
     }
     mega_moe::sync_consumers();
-    const uint32_t lane = consumer_thread % 32;
-    for (uint32_t i = blockIdx.x * kWarps + consumer_thread / 32; i < ctx.params.num_tokens * kPieces; i += gridDim.x * kWarps) {
-        combine_piece(ctx.params, i / kPieces, i % kPieces * kPieceValues + lane * 8);
+    if (i >= end) return;
+    const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials);
+    Rows rows;
+#pragma unroll
+    for (uint32_t k = 0; k < kSlotsAtOnce; ++k) load_slot(partials, i / kPieces, i % kPieces * kPieceValues + lane * 8, routed, k, rows[k]);
+#pragma unroll 1
+    for (; i < end; i += step) {
+        const uint32_t token = i / kPieces, hidden = i % kPieces * kPieceValues + lane * 8, next = i + step;
+        const bool is_routed_later = is_routed(params, (next + step) / kPieces, lane);
+        float sum[kRuns][8] = {};
+#pragma unroll
+        for (uint32_t first = 0; first < config::kNumTopk; first += kSlotsAtOnce) {
+            const bool is_last = first + kSlotsAtOnce >= config::kNumTopk;
+#pragma unroll
+            for (uint32_t k = 0; k < kSlotsAtOnce; ++k) {
+                add_slot(rows[k], sum);
+                if (is_last) {
+                    load_slot(partials, next / kPieces, next % kPieces * kPieceValues + lane * 8, routed_next, k, rows[k]);
+                } else {
+                    load_slot(partials, token, hidden, routed, first + kSlotsAtOnce + k, rows[k]);
+                }
+            }
+        }
+#pragma unroll
+        for (uint32_t run = 0; run < kRuns; ++run) store_run(params, token, hidden + run * 256, sum[run]);
+        routed = routed_next, routed_next = __ballot_sync(~0u, is_routed_later);
     }
 }
 

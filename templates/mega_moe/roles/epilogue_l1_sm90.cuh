@@ -20,30 +20,34 @@ using Values = float[kM64][kWidth / 4];
 template <uint32_t kWidth>
 using Pairs = float[2][kWidth / 4];
 
-template <uint32_t kWidth, uint32_t kBlock>
-__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, const Place& place, uint32_t pass, const Sums<kWidth>& sums, Values<kWidth>& value) {
-    const mega_moe::Params& params = c.ctx.params;
-    const mega_moe::Columns& columns = columns_of(c, place.warpgroup);
+// Of this thread's rows: gate and up.
+using Bias = float[kM64][2];
+
+__device__ __forceinline__ void load_bias(const Consumer& c, const mega_moe::Tile& tile, const Place& place, uint32_t pass, uint32_t block, Bias& bias) {
+    const float* row = c.ctx.params.l1_bias;
+    if (row == nullptr) return;
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) {
-        const uint32_t m64 = 2 * place.warpgroup + (kM64 == 2 ? m : pass);
-        float bias[2] = {0.0f, 0.0f};
-        if (params.l1_bias != nullptr) {
-            const float* row = params.l1_bias + uint64_t(tile.expert) * config::kL1Rows;
-            const uint32_t in_block = m64 / 2 * 64 + place.lane / 8 * 16 + place.warp * 4 + place.lane / 4 % 2 * 2 + m64 % 2;
-            const uint32_t i = (tile.m_tile * config::kL1BlocksPerTile + kBlock) * 128 + in_block;
-            bias[0] = row[i];
-            if constexpr (config::kIsGated) bias[1] = row[config::kIntermediatePadded + i];
-        }
+        const uint32_t odd = kM64 == 2 ? m : pass, in_block = place.warpgroup * 64 + place.lane / 8 * 16 + place.warp * 4 + place.lane / 4 % 2 * 2 + odd;
+        const uint64_t i = uint64_t(tile.expert) * config::kL1Rows + block * 128 + in_block;
+        bias[m][0] = row[i];
+        if constexpr (config::kIsGated) bias[m][1] = row[config::kIntermediatePadded + i];
+    }
+}
+
+template <uint32_t kWidth, uint32_t kBlock>
+__device__ __forceinline__ void activate_block(const mega_moe::Columns& columns, const Bias& bias, const Sums<kWidth>& sums, Values<kWidth>& value) {
+#pragma unroll
+    for (uint32_t m = 0; m < kM64; ++m) {
 #pragma unroll
         for (uint32_t j = 0; j < kWidth / 4; j += 2) {
 #pragma unroll
             for (uint32_t i = 0; i < 2; ++i) {
                 const uint32_t r = j * 2 + i;  // half 0; half 1 is r + 2
                 if constexpr (config::kIsGated) {
-                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r], columns.alpha[0], bias[0]), fmaf(sums[m][r + 2], columns.alpha[1], bias[1]));
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r], columns.alpha[0], bias[m][0]), fmaf(sums[m][r + 2], columns.alpha[1], bias[m][1]));
                 } else {
-                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], columns.alpha[0], bias[0]));
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], columns.alpha[0], bias[m][0]));
                 }
             }
         }
@@ -242,10 +246,13 @@ __device__ __forceinline__ void store_values(const Consumer& c, const mega_moe::
 template <uint32_t kWidth, uint32_t kBlock>
 __device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, const Place& place, uint32_t pass, const Sums<kWidth>& sums) {
     const uint32_t block = tile.m_tile * config::kL1BlocksPerTile + kBlock;
+    const mega_moe::Columns& columns = columns_of(c, place.warpgroup);
     Values<kWidth> value;
-    activate_block<kWidth, kBlock>(c, tile, place, pass, sums, value);
+    Bias bias = {};
+    load_bias(c, tile, place, pass, block, bias);
     if constexpr (kStashes) {
         if (pass == 0) {
+            activate_block<kWidth, kBlock>(columns, bias, sums, value);
 #pragma unroll
             for (uint32_t j = 0; j < kWidth / 4; j += 4) ptx::st_shared_f32x4(stashed(c, place, j), {value[0][j], value[0][j + 1], value[0][j + 2], value[0][j + 3]});
             return;
@@ -260,6 +267,7 @@ __device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::
                 pair[0][j] = first.x, pair[0][j + 1] = first.y, pair[0][j + 2] = first.z, pair[0][j + 3] = first.w;
             }
         }
+        activate_block<kWidth, kBlock>(columns, bias, sums, value);
 #pragma unroll
         for (uint32_t j = 0; j < kWidth / 4; ++j) {
             if constexpr (!kStashes) pair[0][j] = value[0][j];
@@ -267,6 +275,7 @@ __device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::
         }
         finish_codes<kWidth>(c, tile, place, block, pair);
     } else {
+        activate_block<kWidth, kBlock>(columns, bias, sums, value);
         put_values<kWidth>(c, place, pass, value);
         if (pass + 1 < config::kNumPasses) return;
         mega_moe::sync_consumers();
