@@ -26,9 +26,10 @@ __device__ __forceinline__ void sync_warpgroup(uint32_t warpgroup) { ptx::barrie
 template <bool kIsL2>
 __device__ __forceinline__ void fetch_columns(const Consumer& c, const mega_moe::Tile& tile) {
     const mega_moe::Params& params = c.ctx.params;
-    mega_moe::Columns& columns = columns_of(c, c.warpgroup);
+    const Place place;
+    mega_moe::Columns& columns = columns_of(c, place.warpgroup);
     wait_stage(c);  // whoever loaded the tile's rows has seen what dispatch wrote beside them
-    for (uint32_t column = c.thread; column < tile.num_rows; column += 128) {
+    for (uint32_t column = place.thread; column < tile.num_rows; column += 128) {
         const uint32_t row = tile.pool_row + column;
         if constexpr (config::kIsFp8) ptx::cp_async_4(ptx::smem_address(&columns.scale(column)), params.routed_sf + row);
         if constexpr (kIsL2) {
@@ -36,12 +37,13 @@ __device__ __forceinline__ void fetch_columns(const Consumer& c, const mega_moe:
             ptx::cp_async_4(ptx::smem_address(&columns.weight(column)), params.routed_weights + row);
         }
     }
-    if (c.thread < (kIsL2 ? 1 : 2)) {
+    if (place.thread < (kIsL2 ? 1 : 2)) {
         const float* alphas = kIsL2 ? params.l2_alphas + tile.expert : params.l1_alphas + 2 * tile.expert;
-        ptx::cp_async_4(ptx::smem_address(&columns.alpha[c.thread]), alphas + c.thread);
+        ptx::cp_async_4(ptx::smem_address(&columns.alpha[place.thread]), alphas + place.thread);
     }
     if constexpr (config::kIsFp8) {
-        if (c.thread < 4) ptx::cp_async_4(ptx::smem_address(&columns.forecast) + 4 * c.thread, reinterpret_cast<const float*>(params.forecast + tile.expert) + c.thread);
+        const float* sizes = reinterpret_cast<const float*>(params.forecast + tile.expert);
+        if (place.thread < 4) ptx::cp_async_4(ptx::smem_address(&columns.forecast) + 4 * place.thread, sizes + place.thread);
     }
 }
 

@@ -159,14 +159,14 @@ __device__ __forceinline__ void dispatch(const mega_moe::Params& params, const m
             put_piece(params, own, index / kPieces - begin, index % kPieces, ahead.piece, largest);
             ahead.piece = next;
         }
-        float scale = 0.0f;
-        if (config::kIsFp8 && params.x == nullptr && expert >= 0) scale = staged_scales(params, begin + thread / config::kNumTopk)[config::kScaleBlocks];
+        float staged_scale = 0.0f;
+        if (config::kIsFp8 && params.x == nullptr && expert >= 0) staged_scale = staged_scales(params, begin + thread / config::kNumTopk)[config::kScaleBlocks];
         ahead.load_slot(params, share, end);
         sync_dispatch();
         if (expert >= 0) {
             params.routed[pool_row] = own_slot(begin);
             params.routed_weights[pool_row] = weight;
-            if constexpr (config::kHasTokenScales) params.routed_sf[pool_row] = fmaxf(scale, __uint_as_float(own.scale[thread / config::kNumTopk]));
+            if constexpr (config::kHasTokenScales) params.routed_sf[pool_row] = params.x != nullptr ? __uint_as_float(own.scale[thread / config::kNumTopk]) : staged_scale;
             // The release publishes all these threads' writes: they happen before it through the barrier.
             ptx::red_release_gpu_add(&params.rows_ready[tile], 1);
         }
