@@ -22,8 +22,6 @@ namespace roles {
 constexpr uint32_t kM64 = config::kPassM / 64 / config::kNumConsumerWarpgroups;  // 64-row tiles a warpgroup
 constexpr uint32_t kJobUnits = kM64;  // two jobs a stage
 static_assert(kM64 * mega_moe::kUnitsPerStage == 2 * kJobUnits);
-// Whether a stage's first codes are loaded half a stage ahead; with wide tiles the loaders need the time.
-constexpr bool kLoadsEarly = kM64 == 2;
 template <uint32_t kWidth>
 using Sums = float[kM64][kWidth / 2];  // register r is column 8 (r / 4) + 2 (lane % 4) + r % 2, row 8 (r / 2 % 2) + lane / 4 of the warp's 16
 using Fragments = uint32_t[kJobUnits][mega_moe::kUnitRegisters];
@@ -195,42 +193,32 @@ __device__ __forceinline__ void rescale(const Consumer& c, uint32_t from, uint32
 
 __device__ __forceinline__ void wait_stage(const Consumer& c) { pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor); }
 
-// One stage, whose codes and tables are there or on their way; on return its second job may still run. As soon as a job's registers are
-// free, the same job of the next stage is loaded into them: it has half a stage's time to arrive.
+// One stage, of which the first job is decoded and the second's codes are there; on return its second job may still run, and the next
+// stage's first job is decoded. Shared memory answers after 200 clocks while MMAs read it: each load has half a stage's time, codes before
+// tables, and none is young where the loop ends, since its branch waits for all.
 template <uint32_t kWidth>
 __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWidth>& sums, bool accumulates, bool is_first, bool is_last) {
     // One value a warp, in a uniform register: descriptors then cost no vector instructions.
     const uint32_t stage = __shfl_sync(~0u, c.cursor.stage, 0);
     c.cursor.advance();
     const bool is_full = pipeline::is_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
-    // After the last stage the same one's codes are loaded again: a branch around loads would wait for them where it ends.
-    const auto load_next = [&](bool first_job, bool second_job) __attribute__((always_inline)) {
-        const uint32_t next = is_last ? stage : c.cursor.stage;
-        if (first_job) load_codes<0>(c, next, work);
-        if (second_job) load_codes<1>(c, next, work);
-    };
-    decode<0>(work);
+    load_tables<1>(c, work);
     multiply<kWidth, 0>(c, stage, sums, work.fragments[0], accumulates);
-    if constexpr (kLoadsEarly) {
-        if (!is_last) pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
-        load_next(true, false);
-    }
+    if (!is_last) pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
+    // After the last stage the same one's codes are loaded again: a branch around loads would wait for them where it ends.
+    const uint32_t next = is_last ? stage : c.cursor.stage;
+    load_codes<0>(c, next, work);
     ptx::wgmma_wait_group<1>();  // the last stage's second job
     tie(work.fragments[1]);
     c.release_if(!is_first, work.previous);
     work.previous = stage;
     decode<1>(work);
-    if constexpr (kLoadsEarly) {
-        load_tables<0>(c, work);
-    } else if (!is_last) {
-        pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
-    }
-    load_next(!kLoadsEarly, true);
+    load_tables<0>(c, work);
     multiply<kWidth, 1>(c, stage, sums, work.fragments[1], accumulates);
-    if constexpr (!kLoadsEarly) load_tables<0>(c, work);
-    load_tables<1>(c, work);
+    load_codes<1>(c, next, work);
     ptx::wgmma_wait_group<1>();  // the first job
     tie(work.fragments[0]);
+    decode<0>(work);
 }
 
 // Sums a pass: L1 over hidden, L2 over intermediate.
@@ -249,7 +237,7 @@ __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total, 
     load_codes<0>(c, c.cursor.stage, work);
     load_codes<1>(c, c.cursor.stage, work);
     load_tables<0>(c, work);
-    load_tables<1>(c, work);
+    decode<0>(work);
     work.previous = c.cursor.stage;
 #pragma unroll 1
     for (uint32_t begin = 0; begin < stages; begin += at_once) {
