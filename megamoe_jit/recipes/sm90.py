@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ _MAX_STAGES = 8
 _QUEUE_TILES = 4  # tiles between their scheduler and the others
 _FIRST_DISPATCH_THREAD = 96  # the warps of the loaders and of their tiles do not wait for tokens
 _MOST_CHUNK_TOKENS = 32
-_TABLE_COPIES = 8  # of the decoding table: a half-warp's lanes read it at once, each in banks of its own
+# Copies of the decoding table: of 16, each lane of a half-warp has one in banks of its own. Fewer cost less than a stage.
+_TABLE_COPIES = (16, 8, 4)
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
 
 
@@ -159,6 +161,7 @@ class Sm90Config:
     arch: Arch
     block_n: int
     num_stages: int
+    table_copies: int = _TABLE_COPIES[0]
 
     kernel_name = "mega_moe_sm90"
     entry = "mega_moe/sm90.cuh"
@@ -231,9 +234,8 @@ class Sm90Config:
             ("weights", s * self.weight_stage_bytes, 128),
             ("out", self._out_bytes, 128),
             ("sf", s * n * 4, 16),
-            ("decode_table", self._decode_table_rows * _TABLE_COPIES * 8, 128),
+            ("decode_table", self._decode_table_rows * self.table_copies * 8, 128),
             ("columns", _NUM_CONSUMER_WARPGROUPS * round_up(12 * n + 24, 16), 16),
-            ("amax", n * 4, 4),
             ("may_not_fit", 4, 4),
             ("has_own_sf", s * 4, 4),
             ("is_last", 4, 4),
@@ -305,7 +307,7 @@ class Sm90Config:
             "stage_scale_bytes": self.pass_m * _BLOCK_K // 16,
             "out_bytes": self._out_bytes,
             "decode_table_rows": self._decode_table_rows,
-            "table_copies": _TABLE_COPIES,
+            "table_copies": self.table_copies,
             "box_rows": self.box_rows,
             "smem_bytes": self.smem_bytes,
             "param_bytes": MEGA_MOE_PARAMS.num_bytes(num_ranks=p.num_ranks),
@@ -416,10 +418,15 @@ def reject(config: Sm90Config) -> str | None:
 
 
 def config_for_tile(problem: Problem, recipe: Recipe, arch: Arch, block_n: int) -> Sm90Config:
-    """Return the build for one token tile with as many stages as fit; raises UnsupportedError when none does."""
+    """Return the build for one token tile with as many stages as fit, then as many copies of the decoding table.
+
+    Raises UnsupportedError when nothing fits.
+    """
     reason: str | None = None
-    for num_stages in range(_MAX_STAGES, 1, -1):
-        config = Sm90Config(problem=problem, recipe=recipe, arch=arch, block_n=block_n, num_stages=num_stages)
+    for num_stages, copies in itertools.product(range(_MAX_STAGES, 1, -1), _TABLE_COPIES):
+        config = Sm90Config(
+            problem=problem, recipe=recipe, arch=arch, block_n=block_n, num_stages=num_stages, table_copies=copies
+        )
         reason = reject(config)
         if reason is None:
             return config

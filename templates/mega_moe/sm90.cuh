@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
     roles::clear_schedule(smem.schedule, own_tokens(smem));
     if constexpr (config::kIsFp8) fill_decode_table(smem.decode_table);
     if (threadIdx.x < config::kBlockN) {
-        smem.amax[threadIdx.x] = 0;
+        largest_bits(smem)[threadIdx.x] = 0;
         for (Columns& columns : smem.columns) columns.weight(threadIdx.x) = columns.scale(threadIdx.x) = 0.0f;  // of columns that no tile has filled yet
     }
     const roles::Share share(params.num_tokens);

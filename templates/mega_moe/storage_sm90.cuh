@@ -33,7 +33,6 @@ struct SharedStorage {
     alignas(16) float sf[config::kNumStages][config::kBlockN];  // L1: of 512 values, with the last stage of them; L2: a tile's own, of 128
     alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];
     Columns columns[config::kNumConsumerWarpgroups];
-    uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude, zero between blocks
     uint32_t may_not_fit;                                    // L1: a block's values may not lie well in E4M3; zero between blocks
     uint32_t has_own_sf[config::kNumStages];                 // L2: the stage's tile has scale factors of its own, in acts_sf
     uint32_t is_last;                                        // cleanup: this block is the last to leave
@@ -41,6 +40,9 @@ struct SharedStorage {
     Schedule schedule;
     alignas(8) pipeline::RingBarriers ring;
 };
+// By column: bits of the largest magnitude in L1, zero between blocks. L2 alone has slots, and comes after the last tile of L1.
+__device__ __forceinline__ uint32_t (&largest_bits(SharedStorage& smem))[config::kBlockN] { return smem.columns[0].slot; }
+
 static_assert(sizeof(SharedStorage) == config::kSmemBytes, "recipes/sm90.py plans another shared memory");
 
 // Where results will be: no tile ends before dispatch of this block.

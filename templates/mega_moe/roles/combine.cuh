@@ -57,8 +57,23 @@ __device__ __forceinline__ void add_slot(const uint4 (&row)[kRuns], float (&sum)
     }
 }
 
-// A warp sums kRuns x 256 neighbouring values of a token at a time. A slot's values, once added, make room for those of a later slot or
-// of the warp's next token: only loads in flight make this faster.
+// One piece: kRuns x 256 neighbouring values of a token, of which the first slots' rows are on their way.
+__device__ __forceinline__ void finish_piece(const mega_moe::Params& params, const uint16_t* partials, uint32_t token, uint32_t hidden, uint32_t routed, Rows& rows) {
+    float sum[kRuns][8] = {};
+#pragma unroll
+    for (uint32_t first = 0; first < config::kNumTopk; first += kSlotsAtOnce) {
+#pragma unroll
+        for (uint32_t k = 0; k < kSlotsAtOnce; ++k) {
+            if (first > 0) load_slot(partials, token, hidden, routed, first + k, rows[k]);
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < kSlotsAtOnce; ++k) add_slot(rows[k], sum);
+    }
+#pragma unroll
+    for (uint32_t run = 0; run < kRuns; ++run) store_run(params, token, hidden + run * 256, sum[run]);
+}
+
+// A warp has two pieces in hand: one on its way while the other is added, since only loads in flight make this faster.
 __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t consumer_thread) {
     constexpr uint32_t kPieces = (config::kHidden + kPieceValues - 1) / kPieceValues, kWarps = mega_moe::kNumConsumerThreads / 32;
     const mega_moe::Params& params = ctx.params;
@@ -66,38 +81,30 @@ __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t c
     // Few tokens spread over all blocks, and spare the warp of the thread that polls.
     uint32_t i = (kWarps - 1 - consumer_thread / 32) * gridDim.x + blockIdx.x;
     // The routing was there before the launch: it is read while others finish.
-    uint32_t routed = __ballot_sync(~0u, is_routed(params, i / kPieces, lane)), routed_next = __ballot_sync(~0u, is_routed(params, (i + step) / kPieces, lane));
+    uint32_t routed[2] = {__ballot_sync(~0u, is_routed(params, i / kPieces, lane)), __ballot_sync(~0u, is_routed(params, (i + step) / kPieces, lane))};
     // One thread polls; what it acquires reaches the others through the barrier.
     if (consumer_thread == 0) {
         comm::wait_counter(ctx.watchdog, params.l2_done, mega_moe::l2_arrivals(ctx), comm::WaitFor::kL2Tiles, 0);
     }
     mega_moe::sync_consumers();
-    if (i >= end) return;
     const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials);
-    Rows rows;
+    Rows rows[2];
+    const auto load = [&](uint32_t at, uint32_t buffer) __attribute__((always_inline)) {
 #pragma unroll
-    for (uint32_t k = 0; k < kSlotsAtOnce; ++k) load_slot(partials, i / kPieces, i % kPieces * kPieceValues + lane * 8, routed, k, rows[k]);
+        for (uint32_t k = 0; k < kSlotsAtOnce; ++k) load_slot(partials, at / kPieces, at % kPieces * kPieceValues + lane * 8, routed[buffer], k, rows[buffer][k]);
+    };
+    load(i, 0);
 #pragma unroll 1
-    for (; i < end; i += step) {
-        const uint32_t token = i / kPieces, hidden = i % kPieces * kPieceValues + lane * 8, next = i + step;
-        const bool is_routed_later = is_routed(params, (next + step) / kPieces, lane);
-        float sum[kRuns][8] = {};
+    while (i < end) {
 #pragma unroll
-        for (uint32_t first = 0; first < config::kNumTopk; first += kSlotsAtOnce) {
-            const bool is_last = first + kSlotsAtOnce >= config::kNumTopk;
-#pragma unroll
-            for (uint32_t k = 0; k < kSlotsAtOnce; ++k) {
-                add_slot(rows[k], sum);
-                if (is_last) {
-                    load_slot(partials, next / kPieces, next % kPieces * kPieceValues + lane * 8, routed_next, k, rows[k]);
-                } else {
-                    load_slot(partials, token, hidden, routed, first + kSlotsAtOnce + k, rows[k]);
-                }
-            }
+        for (uint32_t buffer = 0; buffer < 2; ++buffer) {
+            if (i >= end) break;
+            load(i + step, buffer ^ 1);
+            const bool is_routed_later = is_routed(params, (i + 2 * step) / kPieces, lane);
+            finish_piece(params, partials, i / kPieces, i % kPieces * kPieceValues + lane * 8, routed[buffer], rows[buffer]);
+            routed[buffer] = __ballot_sync(~0u, is_routed_later);
+            i += step;
         }
-#pragma unroll
-        for (uint32_t run = 0; run < kRuns; ++run) store_run(params, token, hidden + run * 256, sum[run]);
-        routed = routed_next, routed_next = __ballot_sync(~0u, is_routed_later);
     }
 }
 

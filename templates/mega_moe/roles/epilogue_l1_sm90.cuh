@@ -86,7 +86,7 @@ __device__ __forceinline__ void reduce_lanes(float* v, uint32_t lane, uint32_t& 
     }
 }
 
-// Largest magnitude of each column over the block's 128 values, in smem.amax (bits of non-negative floats order like integers).
+// Largest magnitude of each column over the block's 128 values, in largest_bits (bits of non-negative floats order like integers).
 template <uint32_t kWidth>
 __device__ __forceinline__ void reduce_amax(const Consumer& c, const Place& place, const Pairs<kWidth>& pair) {
     const uint32_t lane = place.lane;
@@ -100,7 +100,7 @@ __device__ __forceinline__ void reduce_amax(const Consumer& c, const Place& plac
 #pragma unroll
     for (uint32_t i = 0; i < kMost; ++i) {
         const uint32_t j = first + i;
-        if (is_mine) atomicMax(&c.ctx.smem.amax[j / 2 * 8 + lane % 4 * 2 + j % 2], __float_as_uint(largest[i]));
+        if (is_mine) atomicMax(&mega_moe::largest_bits(c.ctx.smem)[j / 2 * 8 + lane % 4 * 2 + j % 2], __float_as_uint(largest[i]));
     }
 }
 
@@ -110,8 +110,8 @@ __device__ __forceinline__ void choose_scales(const Consumer& c, const mega_moe:
     const uint32_t column = place.warpgroup * 128 + place.thread;
     if (column == 0) smem.may_not_fit = 0;
     if (column >= config::kBlockN) return;
-    const float amax = __uint_as_float(smem.amax[column]);
-    smem.amax[column] = 0;
+    const float amax = __uint_as_float(mega_moe::largest_bits(smem)[column]);
+    mega_moe::largest_bits(smem)[column] = 0;
     if (column >= tile.num_rows) return;
     const float foreseen = mega_moe::inverse_power(columns_of(c, 0).scale(column));
     if (amax == 0.0f || (amax >= config::kLeastForeseen * foreseen && amax <= 448.0f * foreseen)) return;
