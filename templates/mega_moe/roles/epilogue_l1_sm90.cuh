@@ -166,7 +166,7 @@ __device__ __forceinline__ bool store_codes(const Consumer& c, const mega_moe::T
     uint4 codes[kLoads] = {};
 #pragma unroll
     for (uint32_t i = 0; i < kLoads; ++i) {
-        if (column + kColumns * i < tile.num_rows) codes[i] = ptx::ld_shared_v4(staged + kColumns * 16 * i);
+        if (kWidth % kColumns == 0 || column + kColumns * i < tile.num_rows) codes[i] = ptx::ld_shared_v4(staged + kColumns * 16 * i);
     }
     uint8_t* row = c.ctx.params.acts + uint64_t(tile.pool_row + column) * config::kActRowBytes + block * 128 + piece * 16;
     bool is_over = false;
@@ -176,7 +176,7 @@ __device__ __forceinline__ bool store_codes(const Consumer& c, const mega_moe::T
         const bool is_valid = column + kColumns * i < tile.num_rows;
         if (is_valid) *reinterpret_cast<uint4*>(row + uint64_t(i) * (kColumns * config::kActRowBytes)) = codes[i];
         const Look look(codes[i]);
-        is_over |= look.is_over;
+        is_over |= look.is_over && is_valid;
         const uint32_t seen = __ballot_sync(~0u, look.is_seen || !is_valid);
         fit &= ((seen & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) | seen;
     }
