@@ -47,6 +47,12 @@ __device__ __forceinline__ uint32_t ld_acquire_gpu(const uint32_t* address) {
     return v;
 }
 
+__device__ __forceinline__ uint32_t ld_relaxed_gpu(const uint32_t* address) {
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+    return v;
+}
+
 __device__ __forceinline__ void st_release_gpu(uint32_t* address, uint32_t value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }

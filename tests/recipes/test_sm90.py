@@ -151,7 +151,7 @@ def test_the_widest_tile_is_for_e4m3_and_fits_beside_many_experts(recipe: str, n
     assert token_tiles(problem, get_recipe(recipe))[-1] == WIDEST_TILE == 192
     chosen = config_for_tile(problem, get_recipe(recipe), SM90, WIDEST_TILE)
     assert reject(chosen) is None
-    assert (chosen.num_passes, chosen.pass_m, chosen.mma_widths) == (2, 128, (64, 128, 192))
+    assert (chosen.num_passes, chosen.pass_m, chosen.mma_widths) == (2, 128, (128, 192))
     assert chosen.num_stages >= 3  # with two, loading hardly runs ahead
 
 

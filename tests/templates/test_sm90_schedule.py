@@ -162,7 +162,7 @@ def test_tiles_come_in_the_order_of_the_twin(counts: tuple[int, ...], num_blocks
 
 def test_a_wide_tile_that_is_not_full_is_multiplied_by_narrow_mmas() -> None:
     # Token tile -> rows -> width of the expert's last tile.
-    widths = {128: {64: 64, 65: 128, 128: 128, 129: 64, 1: 64}, 192: {64: 64, 65: 128, 129: 192, 192: 192, 193: 64}}
+    widths = {128: {64: 64, 65: 128, 128: 128, 129: 64, 1: 64}, 192: {64: 128, 128: 128, 129: 192, 192: 192, 193: 128}}
     for block_n, counts in widths.items():
         for rows, width in counts.items():
             _, _, _, walks = build_schedule(torch.zeros(rows, 1, dtype=torch.int64), 1, 1, block_n=block_n)

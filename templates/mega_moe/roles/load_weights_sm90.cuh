@@ -24,13 +24,14 @@ __device__ __forceinline__ void load_blocks(const mega_moe::Context& ctx, const 
             if constexpr (config::kNumPasses == 1) {
                 ptx::cp_async_bulk(stage, source, config::kWeightStageBytes, full, policy);
             } else {
-                // A pass takes one of each warpgroup's two 64-row tiles: its codes, and the scale factors behind all codes.
+                // A pass takes one of each warpgroup's two 64-row tiles: its codes, and the scale factors behind all codes. They stay in L2:
+                // an expert that needs wide tiles has several.
                 constexpr uint32_t kCodes = config::kStageCodeBytes / 2, kScales = config::kStageScaleBytes / 2;
 #pragma unroll
                 for (uint32_t warpgroup = 0; warpgroup < 2; ++warpgroup) {
                     const uint32_t m64 = 2 * warpgroup + pass;
-                    ptx::cp_async_bulk(stage + warpgroup * kCodes, source + m64 * kCodes, kCodes, full, policy);
-                    ptx::cp_async_bulk(stage + 2 * kCodes + warpgroup * kScales, source + 4 * kCodes + m64 * kScales, kScales, full, policy);
+                    ptx::cp_async_bulk(stage + warpgroup * kCodes, source + m64 * kCodes, kCodes, full);
+                    ptx::cp_async_bulk(stage + 2 * kCodes + warpgroup * kScales, source + 4 * kCodes + m64 * kScales, kScales, full);
                 }
             }
         }

@@ -89,6 +89,16 @@ __device__ __forceinline__ uint4 ld_shared_v4(uint32_t address) {
     return v;
 }
 
+__device__ __forceinline__ float4 ld_shared_f32x4(uint32_t address) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address));
+    return v;
+}
+
+__device__ __forceinline__ void st_shared_f32x4(uint32_t address, float4 v) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+
 __device__ __forceinline__ uint2 ld_shared_v2(uint32_t address) {
     uint2 v;
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
@@ -98,6 +108,12 @@ __device__ __forceinline__ uint2 ld_shared_v2(uint32_t address) {
 __device__ __forceinline__ uint32_t ld_shared_u8(uint32_t address) {
     uint32_t v;
     asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+}
+
+__device__ __forceinline__ float2 ld_shared_f32x2(uint32_t address) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
     return v;
 }
 
@@ -125,10 +141,14 @@ __device__ __forceinline__ uint32_t atom_acq_rel_gpu_add(uint32_t* address, uint
     return old;
 }
 
-// A load past L1: for data that other SMs wrote during this launch.
-__device__ __forceinline__ uint4 ld_global_cg_v4(const void* address) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address) : "memory");
+// A load past L1, for data that other SMs wrote during this launch; zeros where `condition` is false, without a branch: where one ends,
+// loads in it are waited for.
+__device__ __forceinline__ uint4 ld_global_cg_v4_if(bool condition, const void* address) {
+    uint4 v = {0, 0, 0, 0};
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n@p ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "l"(address), "r"(uint32_t(condition))
+                 : "memory");
     return v;
 }
 
@@ -214,6 +234,8 @@ enum class WaitFor : uint32_t {
     kAccumEmpty = 7,    // mma: the epilogue to release an accumulator
     kDispatch = 8,      // loader: the routed rows of a token tile
     kRingTile = 9,      // dispatch: L2 of the token tile that had a place in the ring before
+    kTile = 10,         // loader, consumer: the next tile from the scheduler
+    kTilePlace = 11,    // scheduler: readers to release a tile
 };
 
 // Host-readable record, written once by the first thread that gives up. Layout: runtime/memory.py.
@@ -609,6 +631,13 @@ __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
     return d;
 }
 
+// The larger ones of two pairs of bf16; a NaN beside a number is ignored.
+__device__ __forceinline__ uint32_t max_bf16x2(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
 // Byte look-up: each selector nibble (0..7) picks a byte of {high, low}.
 __device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
     uint32_t d;
@@ -818,11 +847,25 @@ __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
 // reading that number (S2R) takes its place in the queue of shared memory's loads: 100 clocks and more in the middle of a loop.
 __device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, threadIdx.x % 32); }
 
+// The thread's number, read here and not before.
+__device__ __forceinline__ uint32_t thread_in_block() {
+    uint32_t thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 // Sum over a warp's lanes, modulo 2^32.
 __device__ __forceinline__ uint32_t redux_add(uint32_t value) {
     uint32_t sum;
     asm volatile("redux.sync.add.u32 %0, %1, 0xFFFFFFFF;" : "=r"(sum) : "r"(value));
     return sum;
+}
+
+// The largest of a warp's values.
+__device__ __forceinline__ uint32_t redux_max(uint32_t value) {
+    uint32_t largest;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xFFFFFFFF;" : "=r"(largest) : "r"(value));
+    return largest;
 }
 
 // Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and

@@ -131,6 +131,16 @@ __device__ __forceinline__ uint4 ld_shared_v4(uint32_t address) {
     return v;
 }
 
+__device__ __forceinline__ float4 ld_shared_f32x4(uint32_t address) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address));
+    return v;
+}
+
+__device__ __forceinline__ void st_shared_f32x4(uint32_t address, float4 v) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+
 __device__ __forceinline__ uint2 ld_shared_v2(uint32_t address) {
     uint2 v;
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
@@ -140,6 +150,12 @@ __device__ __forceinline__ uint2 ld_shared_v2(uint32_t address) {
 __device__ __forceinline__ uint32_t ld_shared_u8(uint32_t address) {
     uint32_t v;
     asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+}
+
+__device__ __forceinline__ float2 ld_shared_f32x2(uint32_t address) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
     return v;
 }
 
@@ -167,10 +183,14 @@ __device__ __forceinline__ uint32_t atom_acq_rel_gpu_add(uint32_t* address, uint
     return old;
 }
 
-// A load past L1: for data that other SMs wrote during this launch.
-__device__ __forceinline__ uint4 ld_global_cg_v4(const void* address) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address) : "memory");
+// A load past L1, for data that other SMs wrote during this launch; zeros where `condition` is false, without a branch: where one ends,
+// loads in it are waited for.
+__device__ __forceinline__ uint4 ld_global_cg_v4_if(bool condition, const void* address) {
+    uint4 v = {0, 0, 0, 0};
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n@p ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "l"(address), "r"(uint32_t(condition))
+                 : "memory");
     return v;
 }
 
@@ -256,6 +276,8 @@ enum class WaitFor : uint32_t {
     kAccumEmpty = 7,    // mma: the epilogue to release an accumulator
     kDispatch = 8,      // loader: the routed rows of a token tile
     kRingTile = 9,      // dispatch: L2 of the token tile that had a place in the ring before
+    kTile = 10,         // loader, consumer: the next tile from the scheduler
+    kTilePlace = 11,    // scheduler: readers to release a tile
 };
 
 // Host-readable record, written once by the first thread that gives up. Layout: runtime/memory.py.
@@ -374,6 +396,9 @@ struct alignas(16) ActsForecast {
 
 // 2^n nearest below p: scales that are powers of two make quantised values independent of p, as long as nothing over- or underflows.
 __device__ __forceinline__ float power_of_two(float p) { return __uint_as_float(min(max(__float_as_uint(p) & 0x7F800000u, 0x0D800000u), 0x71800000u)); }
+
+// 1 / p, exactly, of what power_of_two gives.
+__device__ __forceinline__ float inverse_power(float p) { return __uint_as_float(0x7F000000u - __float_as_uint(p)); }
 
 // `weight` is what the activations are multiplied by themselves.
 __device__ __forceinline__ float foresee_acts_scale(const ActsForecast& f, float token_scale, float weight) {
@@ -681,11 +706,25 @@ __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
 // reading that number (S2R) takes its place in the queue of shared memory's loads: 100 clocks and more in the middle of a loop.
 __device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, threadIdx.x % 32); }
 
+// The thread's number, read here and not before.
+__device__ __forceinline__ uint32_t thread_in_block() {
+    uint32_t thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 // Sum over a warp's lanes, modulo 2^32.
 __device__ __forceinline__ uint32_t redux_add(uint32_t value) {
     uint32_t sum;
     asm volatile("redux.sync.add.u32 %0, %1, 0xFFFFFFFF;" : "=r"(sum) : "r"(value));
     return sum;
+}
+
+// The largest of a warp's values.
+__device__ __forceinline__ uint32_t redux_max(uint32_t value) {
+    uint32_t largest;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xFFFFFFFF;" : "=r"(largest) : "r"(value));
+    return largest;
 }
 
 // Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
@@ -755,6 +794,9 @@ constexpr uint32_t kConsumerBarrier = 1, kFirstEpilogueBarrier = 2;
 constexpr uint32_t kNumConsumerThreads = config::kNumEpilogueWarpgroups * 128;
 
 __device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBarrier, kNumConsumerThreads); }
+
+// What l2_done comes to.
+__device__ __forceinline__ uint32_t l2_arrivals(const Context& ctx) { return ctx.scheduler.num_token_tiles() * config::kL2Arrivals; }
 
 // Every counter that a call used, back to zero: the last block's consumers call it.
 __device__ __forceinline__ void reset_counters(const Context& ctx, uint32_t consumer_thread) {
@@ -849,6 +891,13 @@ __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
     return d;
 }
 
+// The larger ones of two pairs of bf16; a NaN beside a number is ignored.
+__device__ __forceinline__ uint32_t max_bf16x2(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
 // Byte look-up: each selector nibble (0..7) picks a byte of {high, low}.
 __device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
     uint32_t d;
@@ -926,53 +975,83 @@ __device__ __forceinline__ void store_run(const mega_moe::Params& params, uint32
     }
 }
 
-// One warp: kRuns x 256 neighbouring values of a token, from `hidden` on.
-__device__ __forceinline__ void combine_piece(const mega_moe::Params& params, uint32_t token, uint32_t hidden) {
-    const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials) + hidden;
-    // A lane looks at a slot; then all rows are on their way before the first is added.
-    const uint32_t lane = threadIdx.x % 32;
+constexpr uint32_t kSlotsAtOnce = config::kNumTopk < 6 ? config::kNumTopk : 6;
+using Rows = uint4[kSlotsAtOnce][kRuns];
+
+// Which of a token's slots went somewhere: a lane looks at each. No token: none.
+__device__ __forceinline__ bool is_routed(const mega_moe::Params& params, uint32_t token, uint32_t lane) {
     static_assert(config::kNumTopk <= 32, "a lane a slot");
-    const uint32_t routed = __ballot_sync(~0u, lane < config::kNumTopk && mega_moe::home_expert(params, token * config::kNumTopk + lane) >= 0);
-    constexpr uint32_t kAtOnce = config::kNumTopk < 6 ? config::kNumTopk : 6;
+    return token < params.num_tokens && lane < config::kNumTopk && mega_moe::home_expert(params, token * config::kNumTopk + lane) >= 0;
+}
+
+// Starts the loads of kRuns x 256 neighbouring values of a slot's row, from `hidden` on.
+__device__ __forceinline__ void load_slot(const uint16_t* partials, uint32_t token, uint32_t hidden, uint32_t routed, uint32_t slot, uint4 (&row)[kRuns]) {
+    const bool is_there = slot < config::kNumTopk && (routed >> slot & 1);
+    const uint16_t* values = partials + uint64_t(token * config::kNumTopk + slot) * config::kHiddenPadded + hidden;
+#pragma unroll
+    for (uint32_t run = 0; run < kRuns; ++run) {
+        const bool is_inside = kPieceValues <= 256 || config::kHiddenPadded % kPieceValues == 0 || hidden + run * 256 < config::kHiddenPadded;
+        row[run] = ptx::ld_global_cg_v4_if(is_there && is_inside, values + run * 256);
+    }
+}
+
+__device__ __forceinline__ void add_slot(const uint4 (&row)[kRuns], float (&sum)[kRuns][8]) {
+#pragma unroll
+    for (uint32_t run = 0; run < kRuns; ++run) {
+        const uint32_t pairs[4] = {row[run].x, row[run].y, row[run].z, row[run].w};
+#pragma unroll
+        for (uint32_t i = 0; i < 4; ++i) sum[run][2 * i] += ptx::bf16_low(pairs[i]), sum[run][2 * i + 1] += ptx::bf16_high(pairs[i]);
+    }
+}
+
+// One piece: kRuns x 256 neighbouring values of a token, of which the first slots' rows are on their way.
+__device__ __forceinline__ void finish_piece(const mega_moe::Params& params, const uint16_t* partials, uint32_t token, uint32_t hidden, uint32_t routed, Rows& rows) {
     float sum[kRuns][8] = {};
-#pragma unroll 1
-    for (uint32_t first = 0; first < config::kNumTopk; first += kAtOnce) {
-        uint4 rows[kRuns][kAtOnce];
 #pragma unroll
-        for (uint32_t k = 0; k < kAtOnce; ++k) {
-            const uint32_t slot = first + k;
-            const bool is_routed = slot < config::kNumTopk && (routed >> slot & 1);
-            const uint16_t* row = partials + uint64_t(token * config::kNumTopk + slot) * config::kHiddenPadded;
+    for (uint32_t first = 0; first < config::kNumTopk; first += kSlotsAtOnce) {
 #pragma unroll
-            for (uint32_t run = 0; run < kRuns; ++run) {
-                const bool is_inside = kPieceValues <= 256 || config::kHiddenPadded % kPieceValues == 0 || hidden + run * 256 < config::kHiddenPadded;
-                rows[run][k] = is_routed && is_inside ? ptx::ld_global_cg_v4(row + run * 256) : uint4{0, 0, 0, 0};
-            }
+        for (uint32_t k = 0; k < kSlotsAtOnce; ++k) {
+            if (first > 0) load_slot(partials, token, hidden, routed, first + k, rows[k]);
         }
 #pragma unroll
-        for (uint32_t k = 0; k < kAtOnce; ++k) {
-#pragma unroll
-            for (uint32_t run = 0; run < kRuns; ++run) {
-                const uint32_t pairs[4] = {rows[run][k].x, rows[run][k].y, rows[run][k].z, rows[run][k].w};
-#pragma unroll
-                for (uint32_t i = 0; i < 4; ++i) sum[run][2 * i] += ptx::bf16_low(pairs[i]), sum[run][2 * i + 1] += ptx::bf16_high(pairs[i]);
-            }
-        }
+        for (uint32_t k = 0; k < kSlotsAtOnce; ++k) add_slot(rows[k], sum);
     }
 #pragma unroll
     for (uint32_t run = 0; run < kRuns; ++run) store_run(params, token, hidden + run * 256, sum[run]);
 }
 
+// A warp has two pieces in hand: one on its way while the other is added, since only loads in flight make this faster.
 __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t consumer_thread) {
     constexpr uint32_t kPieces = (config::kHidden + kPieceValues - 1) / kPieceValues, kWarps = mega_moe::kNumConsumerThreads / 32;
+    const mega_moe::Params& params = ctx.params;
+    const uint32_t lane = consumer_thread % 32, step = gridDim.x * kWarps, end = params.num_tokens * kPieces;
+    // Few tokens spread over all blocks, and spare the warp of the thread that polls.
+    uint32_t i = (kWarps - 1 - consumer_thread / 32) * gridDim.x + blockIdx.x;
+    // The routing was there before the launch: it is read while others finish.
+    uint32_t routed[2] = {__ballot_sync(~0u, is_routed(params, i / kPieces, lane)), __ballot_sync(~0u, is_routed(params, (i + step) / kPieces, lane))};
     // One thread polls; what it acquires reaches the others through the barrier.
     if (consumer_thread == 0) {
-        comm::wait_counter(ctx.watchdog, ctx.params.l2_done, ctx.scheduler.num_token_tiles() * config::kL2Arrivals, comm::WaitFor::kL2Tiles, 0);
+        comm::wait_counter(ctx.watchdog, params.l2_done, mega_moe::l2_arrivals(ctx), comm::WaitFor::kL2Tiles, 0);
     }
     mega_moe::sync_consumers();
-    const uint32_t lane = consumer_thread % 32;
-    for (uint32_t i = blockIdx.x * kWarps + consumer_thread / 32; i < ctx.params.num_tokens * kPieces; i += gridDim.x * kWarps) {
-        combine_piece(ctx.params, i / kPieces, i % kPieces * kPieceValues + lane * 8);
+    const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials);
+    Rows rows[2];
+    const auto load = [&](uint32_t at, uint32_t buffer) __attribute__((always_inline)) {
+#pragma unroll
+        for (uint32_t k = 0; k < kSlotsAtOnce; ++k) load_slot(partials, at / kPieces, at % kPieces * kPieceValues + lane * 8, routed[buffer], k, rows[buffer][k]);
+    };
+    load(i, 0);
+#pragma unroll 1
+    while (i < end) {
+#pragma unroll
+        for (uint32_t buffer = 0; buffer < 2; ++buffer) {
+            if (i >= end) break;
+            load(i + step, buffer ^ 1);
+            const bool is_routed_later = is_routed(params, (i + 2 * step) / kPieces, lane);
+            finish_piece(params, partials, i / kPieces, i % kPieces * kPieceValues + lane * 8, routed[buffer], rows[buffer]);
+            routed[buffer] = __ballot_sync(~0u, is_routed_later);
+            i += step;
+        }
     }
 }
 

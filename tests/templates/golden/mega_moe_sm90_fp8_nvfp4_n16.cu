@@ -2,9 +2,11 @@
 #line 1 "/mega_moe/sm90.cuh"
 // The fused MoE for Hopper: one persistent launch, blocks of one loader and two consumer warpgroups.
 //
-//   all warps      dispatch                 schedule; tokens, quantised, to the rows of their experts
+//   all warps      schedule                 which rows and tiles each expert gets
+//   warps 3 .. 11  dispatch                 tokens, quantised, to the rows of their experts
 //   warp 0         load_weights             FP4 codes and scale factors by bulk copies
 //   warp 1         load_acts                tokens (L1) and activations (L2) by TMA
+//   warp 2         queue_tiles              the block's tiles, one after the other
 //   warps 4 .. 11  mma, epilogue_l1/l2      decode in registers, wgmma, activation, requantise; partials
 //                  combine, cleanup         weighted sum to y
 #line 1 "/mega_moe/context_sm90.cuh"
@@ -58,7 +60,6 @@ constexpr uint32_t kScaleBlocks = 6;
 constexpr uint32_t kPassM = 256;
 constexpr uint32_t kL1MTiles = 23;
 constexpr uint32_t kL2MTiles = 12;
-constexpr uint32_t kL2Arrivals = 24;
 constexpr uint32_t kL1KStages = 23;
 constexpr uint32_t kL2KStages = 23;
 constexpr uint32_t kL2TilesPerL1 = 1;
@@ -66,6 +67,8 @@ constexpr uint32_t kL1BlocksPerTile = 1;
 constexpr uint32_t kNumThreads = 384;
 constexpr uint32_t kNumConsumerWarpgroups = 2;
 constexpr uint32_t kFirstConsumerThread = 128;
+constexpr uint32_t kFirstDispatchThread = 96;
+constexpr uint32_t kChunkTokens = 32;
 constexpr uint32_t kMinWidth = 16;
 constexpr uint32_t kWidthStep = 16;
 constexpr uint32_t kFullArrivals = 2;
@@ -85,11 +88,10 @@ constexpr uint32_t kWeightStageBytes = 18432;
 constexpr uint32_t kStageCodeBytes = 16384;
 constexpr uint32_t kStageScaleBytes = 2048;
 constexpr uint32_t kOutBytes = 4096;
-constexpr uint32_t kCodesTileBytes = 16;
 constexpr uint32_t kDecodeTableRows = 128;
-constexpr uint32_t kTableCopies = 8;
+constexpr uint32_t kTableCopies = 16;
 constexpr uint32_t kBoxRows = 16;
-constexpr uint32_t kSmemBytes = 178176;
+constexpr uint32_t kSmemBytes = 186368;
 constexpr uint32_t kParamBytes = 296;
 constexpr uint32_t kActivation = 0;
 constexpr float kAlpha = 1.0f;
@@ -158,6 +160,16 @@ __device__ __forceinline__ uint4 ld_shared_v4(uint32_t address) {
     return v;
 }
 
+__device__ __forceinline__ float4 ld_shared_f32x4(uint32_t address) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address));
+    return v;
+}
+
+__device__ __forceinline__ void st_shared_f32x4(uint32_t address, float4 v) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+
 __device__ __forceinline__ uint2 ld_shared_v2(uint32_t address) {
     uint2 v;
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
@@ -167,6 +179,12 @@ __device__ __forceinline__ uint2 ld_shared_v2(uint32_t address) {
 __device__ __forceinline__ uint32_t ld_shared_u8(uint32_t address) {
     uint32_t v;
     asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+}
+
+__device__ __forceinline__ float2 ld_shared_f32x2(uint32_t address) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
     return v;
 }
 
@@ -194,10 +212,14 @@ __device__ __forceinline__ uint32_t atom_acq_rel_gpu_add(uint32_t* address, uint
     return old;
 }
 
-// A load past L1: for data that other SMs wrote during this launch.
-__device__ __forceinline__ uint4 ld_global_cg_v4(const void* address) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address) : "memory");
+// A load past L1, for data that other SMs wrote during this launch; zeros where `condition` is false, without a branch: where one ends,
+// loads in it are waited for.
+__device__ __forceinline__ uint4 ld_global_cg_v4_if(bool condition, const void* address) {
+    uint4 v = {0, 0, 0, 0};
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n@p ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "l"(address), "r"(uint32_t(condition))
+                 : "memory");
     return v;
 }
 
@@ -283,6 +305,8 @@ enum class WaitFor : uint32_t {
     kAccumEmpty = 7,    // mma: the epilogue to release an accumulator
     kDispatch = 8,      // loader: the routed rows of a token tile
     kRingTile = 9,      // dispatch: L2 of the token tile that had a place in the ring before
+    kTile = 10,         // loader, consumer: the next tile from the scheduler
+    kTilePlace = 11,    // scheduler: readers to release a tile
 };
 
 // Host-readable record, written once by the first thread that gives up. Layout: runtime/memory.py.
@@ -359,6 +383,9 @@ struct alignas(16) ActsForecast {
 // 2^n nearest below p: scales that are powers of two make quantised values independent of p, as long as nothing over- or underflows.
 __device__ __forceinline__ float power_of_two(float p) { return __uint_as_float(min(max(__float_as_uint(p) & 0x7F800000u, 0x0D800000u), 0x71800000u)); }
 
+// 1 / p, exactly, of what power_of_two gives.
+__device__ __forceinline__ float inverse_power(float p) { return __uint_as_float(0x7F000000u - __float_as_uint(p)); }
+
 // `weight` is what the activations are multiplied by themselves.
 __device__ __forceinline__ float foresee_acts_scale(const ActsForecast& f, float token_scale, float weight) {
     const float rms = token_scale * config::kForecastRms;
@@ -387,7 +414,7 @@ struct Params {
     uint32_t* rows_ready;    // [token tiles]: rows that dispatch has brought
     uint32_t* l1_done;       // [token tiles]: finished L1 tiles
     uint32_t* has_own_sf;    // [token tiles]: not every block of 128 has its token's foreseen scale (E4M3)
-    uint32_t* l2_done;       // [1]: finished L2 tiles of all experts
+    uint32_t* l2_done;       // [1]: blocks that have finished their L2 tiles
     uint32_t* exited;        // [1]: blocks that need no counter any more
     comm::ErrorRecord* error_record;
     uint64_t timeout_ns;
@@ -424,7 +451,7 @@ __device__ __forceinline__ int32_t home_expert(const Params& params, uint32_t sl
 }  // namespace mega_moe
 #line 4 "/mega_moe/context_sm90.cuh"
 #line 1 "/mega_moe/scheduler_sm90.cuh"
-// One tile order that every role walks: all L1 tiles, then all L2 tiles; expert by expert, weight rows outside, tokens inside.
+// The order of tiles: all L1 tiles, then all L2 tiles; expert by expert, weight rows outside, tokens inside.
 //
 // A block takes every gridDim.x-th tile, but for some L2 tiles that fill L1's last round. Tokens are innermost, so neighbouring blocks
 // read the same weights at the same time.
@@ -437,7 +464,7 @@ __device__ __forceinline__ int32_t home_expert(const Params& params, uint32_t sl
 //#include "config.cuh"
 //#include "mega_moe/forecast.cuh"
 #line 1 "/mega_moe/schedule_sm90.cuh"
-// Which rows each expert gets and where its token tiles begin; every block computes the same, but for `next`.
+// Which rows each expert gets and where its token tiles begin, the same in every block; and where this block's own tokens go.
 //#pragma once
 //#include "config.cuh"
 //#include "types.cuh"
@@ -447,13 +474,86 @@ namespace mega_moe {
 struct Schedule {
     uint32_t rows[config::kNumLocalExperts];            // routed to the expert
     uint32_t tile_begin[config::kNumLocalExperts + 1];  // token tiles of kBlockN rows, expert by expert
-    uint32_t next[config::kNumLocalExperts];            // the expert's row that this block's next token for it gets
-    float warp_max[config::kNumThreads / 32];           // scratch of dispatch: each warp's largest magnitude
-    uint32_t pool_rows[config::kNumThreads / 32][config::kNumTopk];  // where each warp's token goes, ~0 for nowhere (here)
+    uint32_t period[config::kNumLocalExperts];          // of several token tiles: tiles after which a block is back at the same one
+};
+
+// While dispatch brings them there.
+struct OwnTokens {
+    uint32_t next[config::kNumLocalExperts];                     // the expert's row that this block's next token for it gets
+    uint32_t pool_rows[config::kChunkTokens][config::kNumTopk];  // of the tokens in hand, ~0 for nowhere (here)
+    uint32_t scale[config::kChunkTokens];                        // bits of the scale that would make the token's largest value 448 (E4M3)
 };
 
 }  // namespace mega_moe
 #line 6 "/mega_moe/storage_sm90.cuh"
+#line 1 "/mega_moe/tile_queue_sm90.cuh"
+// Tiles on their way from the scheduler's warp to the loaders and consumers of its block.
+//
+// One warp works out which tile comes next, divisions and all, while the others are busy with those before; and what a tile is stays in shared
+// memory, so that consumers need no registers for it during their MMAs.
+//#pragma once
+//#include "comm/wait.cuh"
+//#include "config.cuh"
+//#include "ptx/mbarrier.cuh"
+//#include "types.cuh"
+
+namespace mega_moe {
+
+struct alignas(16) Tile {
+    uint32_t expert;      // local
+    uint32_t m_tile;      // block of kBlockM weight rows
+    uint32_t token_tile;  // over all experts: the index of its counter
+    uint32_t pool_row;    // first row in the pool, where each token tile has kBlockN rows of its own
+    uint32_t num_rows;    // valid ones of kBlockN
+    uint32_t width;       // columns that are multiplied: num_rows rounded up to an MMA width
+};
+
+constexpr uint32_t kQueueTiles = 4;  // loaders are ahead of consumers by up to two tiles, the scheduler by one more
+constexpr uint32_t kQueueReaders = config::kNumConsumerWarpgroups * 4 + 2;  // consumer warps, and the two loaders
+
+struct TileQueue {
+    Tile tiles[kQueueTiles];
+    uint64_t full[kQueueTiles];
+    uint64_t empty[kQueueTiles];
+
+    __device__ __forceinline__ void init() {
+        for (uint32_t i = 0; i < kQueueTiles; ++i) {
+            ptx::mbarrier_init(ptx::smem_address(&full[i]), 1);
+            ptx::mbarrier_init(ptx::smem_address(&empty[i]), kQueueReaders);
+        }
+    }
+};
+
+// A role's place in the queue: the number of tiles it has seen.
+struct QueuePlace {
+    uint32_t count = 0;
+
+    __device__ __forceinline__ uint32_t index() const { return count % kQueueTiles; }
+    __device__ __forceinline__ uint32_t phase() const { return count / kQueueTiles % 2; }
+};
+
+// Scheduler, one thread: hands on the next tile.
+__device__ __forceinline__ void push_tile(const comm::Watchdog& watchdog, TileQueue& queue, QueuePlace& place, const Tile& tile) {
+    comm::wait_barrier(watchdog, ptx::smem_address(&queue.empty[place.index()]), place.phase() ^ 1, comm::WaitFor::kTilePlace, place.index());
+    queue.tiles[place.index()] = tile;
+    ptx::mbarrier_arrive(ptx::smem_address(&queue.full[place.index()]));
+    ++place.count;
+}
+
+// Loaders and consumers: the next tile; it stays where it is until it is released.
+__device__ __forceinline__ const Tile& wait_tile(const comm::Watchdog& watchdog, TileQueue& queue, const QueuePlace& place) {
+    comm::wait_barrier(watchdog, ptx::smem_address(&queue.full[place.index()]), place.phase(), comm::WaitFor::kTile, place.index());
+    return queue.tiles[place.index()];
+}
+
+// A loader's thread, or a consumer's warp by one lane: has no more use for the tile.
+__device__ __forceinline__ void release_tile(TileQueue& queue, QueuePlace& place, bool is_elected) {
+    ptx::mbarrier_arrive_if(is_elected, ptx::smem_address(&queue.empty[place.index()]));
+    ++place.count;
+}
+
+}  // namespace mega_moe
+#line 7 "/mega_moe/storage_sm90.cuh"
 #line 1 "/pipeline/ring.cuh"
 // A ring of shared-memory stages between loaders and consumers: one full and one empty barrier a stage.
 //#pragma once
@@ -513,83 +613,98 @@ __device__ __forceinline__ void wait_full(const comm::Watchdog& watchdog, RingBa
 }
 
 }  // namespace pipeline
-#line 7 "/mega_moe/storage_sm90.cuh"
+#line 8 "/mega_moe/storage_sm90.cuh"
 //#include "types.cuh"
 
 namespace mega_moe {
 
+// Factors of two neighbouring columns: one load is what a thread needs of both.
+struct alignas(16) ColumnPair {
+    float scale[2];   // E4M3: the token's size, then, made of it, what values (L1) or sums (L2) are multiplied by
+    float weight[2];  // L2: the top-k weight
+};
+
 // Of the columns of a warpgroup's tile.
 struct alignas(16) Columns {
     ActsForecast forecast;           // of the tile's expert (E4M3)
-    float factor[config::kBlockN];   // the token's size, as a scale (L1, E4M3), the top-k weight (L2)
     uint32_t slot[config::kBlockN];  // token * top-k + slot (L2)
-    float scale[config::kBlockN];    // L2, E4M3: the token's size, then alpha times what the column's activations were divided by
+    ColumnPair pairs[config::kBlockN / 2];
     float alpha[2];                  // of the tile: gate and up (L1), down (L2)
+
+    __device__ __forceinline__ float& scale(uint32_t column) { return pairs[column / 2].scale[column % 2]; }
+    __device__ __forceinline__ float& weight(uint32_t column) { return pairs[column / 2].weight[column % 2]; }
 };
 
 struct SharedStorage {
     alignas(1024) uint8_t tokens[config::kNumStages][config::kTokenStageBytes];
     alignas(128) uint8_t weights[config::kNumStages][config::kWeightStageBytes];
-    alignas(128) uint8_t codes[config::kCodesTileBytes];     // an L1 tile's activations on their way out, where `out` has values
-    alignas(128) uint8_t out[config::kOutBytes];             // L2's results on their way out; L1: a first pass's values, until the second's
+    alignas(128) uint8_t out[config::kOutBytes];             // results on their way out; L1: a first pass's values, until the second's
     alignas(16) float sf[config::kNumStages][config::kBlockN];  // L1: of 512 values, with the last stage of them; L2: a tile's own, of 128
     alignas(128) uint2 decode_table[config::kDecodeTableRows * config::kTableCopies];
     Columns columns[config::kNumConsumerWarpgroups];
-    alignas(16) float inverse_scale[config::kBlockN];        // by column: one over the block's scale factor
-    uint32_t amax[config::kBlockN];                          // by column: bits of the largest magnitude, zero between blocks
+    uint32_t may_not_fit;                                    // L1: a block's values may not lie well in E4M3; zero between blocks
     uint32_t has_own_sf[config::kNumStages];                 // L2: the stage's tile has scale factors of its own, in acts_sf
     uint32_t is_last;                                        // cleanup: this block is the last to leave
+    TileQueue queue;
     Schedule schedule;
     alignas(8) pipeline::RingBarriers ring;
 };
+// By column: bits of the largest magnitude in L1, zero between blocks. L2 alone has slots, and comes after the last tile of L1.
+__device__ __forceinline__ uint32_t (&largest_bits(SharedStorage& smem))[config::kBlockN] { return smem.columns[0].slot; }
+
 static_assert(sizeof(SharedStorage) == config::kSmemBytes, "recipes/sm90.py plans another shared memory");
+
+// Where results will be: no tile ends before dispatch of this block.
+__device__ __forceinline__ OwnTokens& own_tokens(SharedStorage& smem) {
+    static_assert(sizeof(OwnTokens) <= sizeof(smem.out));
+    return *reinterpret_cast<OwnTokens*>(smem.out);
+}
 
 }  // namespace mega_moe
 #line 9 "/mega_moe/scheduler_sm90.cuh"
+//#include "mega_moe/tile_queue_sm90.cuh"
 //#include "types.cuh"
 
 namespace mega_moe {
 
-struct Tile {
-    uint32_t expert;      // local
-    uint32_t m_tile;      // block of kBlockM weight rows
-    uint32_t token_tile;  // over all experts: the index of its counter
-    uint32_t pool_row;    // first row in the pool, where each token tile has kBlockN rows of its own
-    uint32_t num_rows;    // valid ones of kBlockN
-    uint32_t width;       // columns that are multiplied: num_rows rounded up to an MMA width
-    bool is_l2;
-};
-
 // The MMA role has an instance for each width.
 static_assert((config::kBlockN - config::kMinWidth) % config::kWidthStep == 0 && config::kMinWidth <= config::kBlockN);
-
-__device__ __forceinline__ uint32_t greatest_common_divisor(uint32_t a, uint32_t b) {
-    while (b != 0) {
-        const uint32_t rest = a % b;
-        a = b, b = rest;
-    }
-    return a;
-}
 
 struct Scheduler {
     const Schedule& schedule;
 
     __device__ __forceinline__ uint32_t num_token_tiles() const { return schedule.tile_begin[config::kNumLocalExperts]; }
 
+    // Visits the block's tiles by layer and number.
     template <typename F>
     __device__ __forceinline__ void for_each_tile(F&& visit) const {
         const uint32_t num_l1 = num_token_tiles() * config::kL1MTiles, num_l2 = num_token_tiles() * config::kL2MTiles;
-        uint32_t expert = 0;
-        for (uint32_t i = blockIdx.x; i < num_l1; i += gridDim.x) visit(tile_at<false>(i, expert));
         // In L1's last round, when it is not full, `idle` blocks have no tile: they have time for `early` L2 tiles of experts that are
         // done. Nothing is done while there is only one round.
         const uint32_t last = num_l1 % gridDim.x, idle = num_l1 > gridDim.x && last > 0 ? gridDim.x - last : 0;
         const uint32_t early = idle * config::kL2TilesPerL1;
         const uint32_t late = early + (idle > 0 ? blockIdx.x : (blockIdx.x + gridDim.x - last) % gridDim.x);  // the first one after those
-        expert = 0;
-        for (uint32_t i = idle > 0 && blockIdx.x >= last ? blockIdx.x - last : late; i < num_l2;) {
-            visit(tile_at<true>(i, expert));
-            i = i >= early ? i + gridDim.x : i + idle < early ? i + idle : late;
+        const uint32_t first_l2 = idle > 0 && blockIdx.x >= last ? blockIdx.x - last : late;
+        bool is_l2 = blockIdx.x >= num_l1;
+        for (uint32_t i = is_l2 ? first_l2 : blockIdx.x; !is_l2 || i < num_l2;) {
+            visit(is_l2, i);
+            if (is_l2) {
+                i = i >= early ? i + gridDim.x : i + idle < early ? i + idle : late;
+            } else if (i + gridDim.x < num_l1) {
+                i += gridDim.x;
+            } else {
+                is_l2 = true, i = first_l2;
+            }
+        }
+    }
+
+    // From an expert to the one that has a token tile, at it or later: several at a time, since each look at shared memory is a wait.
+    __device__ __forceinline__ void advance_expert(uint32_t token_tile, uint32_t& expert) const {
+        constexpr uint32_t kAtOnce = 4;
+        for (uint32_t passed = kAtOnce; passed == kAtOnce; expert += passed) {
+            passed = 0;
+#pragma unroll
+            for (uint32_t e = 1; e <= kAtOnce; ++e) passed += token_tile >= schedule.tile_begin[min(expert + e, config::kNumLocalExperts)];
         }
     }
 
@@ -597,21 +712,25 @@ struct Scheduler {
     template <bool kIsL2>
     __device__ __forceinline__ Tile tile_at(uint32_t i, uint32_t& expert) const {
         constexpr uint32_t kMTiles = kIsL2 ? config::kL2MTiles : config::kL1MTiles;
-        while (i >= schedule.tile_begin[expert + 1] * kMTiles) ++expert;
+        advance_expert(i / kMTiles, expert);
         const uint32_t first = schedule.tile_begin[expert], count = schedule.tile_begin[expert + 1] - first;
-        const uint32_t in_expert = i - first * kMTiles, place = in_expert % count;
-        // After `cycle` rounds of the grid a block would be back at the same place, and might never meet an expert's last tile, which is
-        // seldom full: from there on it begins with the next.
-        const uint32_t cycle = count / greatest_common_divisor(count, gridDim.x);
-        const uint32_t n = (place + (i - place) / gridDim.x / cycle) % count;
+        uint32_t m_tile = i - first * kMTiles, n = 0;
+        // Divisions take long, and with few tokens there is nothing to divide.
+        if (count > 1) {
+            const uint32_t in_expert = m_tile;
+            m_tile = in_expert / count;
+            const uint32_t place = in_expert - m_tile * count;
+            // After some rounds of the grid (a period of tiles) a block would be back at the same place, and might never meet an
+            // expert's last tile, which is seldom full: from there on it begins with the next.
+            n = (place + (i - place) / schedule.period[expert]) % count;
+        }
         Tile tile;
         tile.expert = expert;
-        tile.m_tile = in_expert / count;
+        tile.m_tile = m_tile;
         tile.token_tile = first + n;
         tile.pool_row = tile.token_tile * config::kBlockN;
         tile.num_rows = min(config::kBlockN, schedule.rows[expert] - n * config::kBlockN);
         tile.width = max(config::kMinWidth, config::kBlockN - (config::kBlockN - tile.num_rows) / config::kWidthStep * config::kWidthStep);
-        tile.is_l2 = kIsL2;
         return tile;
     }
 };
@@ -691,11 +810,25 @@ __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
 // reading that number (S2R) takes its place in the queue of shared memory's loads: 100 clocks and more in the middle of a loop.
 __device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, threadIdx.x % 32); }
 
+// The thread's number, read here and not before.
+__device__ __forceinline__ uint32_t thread_in_block() {
+    uint32_t thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 // Sum over a warp's lanes, modulo 2^32.
 __device__ __forceinline__ uint32_t redux_add(uint32_t value) {
     uint32_t sum;
     asm volatile("redux.sync.add.u32 %0, %1, 0xFFFFFFFF;" : "=r"(sum) : "r"(value));
     return sum;
+}
+
+// The largest of a warp's values.
+__device__ __forceinline__ uint32_t redux_max(uint32_t value) {
+    uint32_t largest;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xFFFFFFFF;" : "=r"(largest) : "r"(value));
+    return largest;
 }
 
 // Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
@@ -739,10 +872,13 @@ struct Context {
 };
 
 // Named barrier ids; 0 is __syncthreads. Each consumer warpgroup has one more of its own.
-constexpr uint32_t kConsumerBarrier = 1, kFirstWarpgroupBarrier = 2;
+constexpr uint32_t kConsumerBarrier = 1, kFirstWarpgroupBarrier = 2, kDispatchBarrier = kFirstWarpgroupBarrier + config::kNumConsumerWarpgroups;
 constexpr uint32_t kNumConsumerThreads = config::kNumConsumerWarpgroups * 128;
 
 __device__ __forceinline__ void sync_consumers() { ptx::barrier_sync(kConsumerBarrier, kNumConsumerThreads); }
+
+// What l2_done comes to: each block counts once.
+__device__ __forceinline__ uint32_t l2_arrivals(const Context&) { return gridDim.x; }
 
 // Every counter that a call used, back to zero: the last block's consumers call it.
 __device__ __forceinline__ void reset_counters(const Context& ctx, uint32_t consumer_thread) {
@@ -754,7 +890,168 @@ __device__ __forceinline__ void reset_counters(const Context& ctx, uint32_t cons
 }
 
 }  // namespace mega_moe
-#line 9 "/mega_moe/sm90.cuh"
+#line 11 "/mega_moe/sm90.cuh"
+#line 1 "/mega_moe/roles/build_schedule_sm90.cuh"
+// Role: build schedule (all warps, before they part)
+// Waits for:  the routing of the launch before this one (the caller's griddepcontrol)
+// Produces:   the schedule in shared memory, each block the same, and for its own share of the tokens the rows that they begin with;
+//             statistics, where asked for
+// Registers:  those of the launch
+//#pragma once
+//#include "mega_moe/context_sm90.cuh"
+
+namespace roles {
+
+// The local expert that an index means, or -1. As unsigned, what is below this rank's experts is above them.
+template <typename Index>
+__device__ __forceinline__ int32_t local_expert(const mega_moe::Params& params, Index index) {
+    const Index expert = index - Index(params.rank * config::kNumLocalExperts);
+    return expert < config::kNumLocalExperts ? int32_t(expert) : -1;
+}
+
+// A slot's index of any width: one that is no expert stays none.
+__device__ __forceinline__ uint64_t expert_index(const mega_moe::Params& params, uint32_t slot) {
+    return params.topk_idx_bytes == 8 ? reinterpret_cast<const uint64_t*>(params.topk_idx)[slot] : reinterpret_cast<const uint32_t*>(params.topk_idx)[slot];
+}
+
+// This block's share of the tokens: neighbours, so that its rows follow those of the blocks before it.
+struct Share {
+    uint32_t begin, end;
+
+    __device__ __forceinline__ explicit Share(uint32_t num_tokens) {
+        const uint32_t share = (num_tokens + gridDim.x - 1) / gridDim.x;
+        begin = min(blockIdx.x * share, num_tokens), end = min(begin + share, num_tokens);
+    }
+};
+
+// The indices of kAtOnce slots, kNumThreads apart, as they are: all loads are on their way before the first is looked at.
+template <uint32_t kAtOnce>
+struct Indices {
+    uint64_t of_slot[kAtOnce];
+
+    // Those from the lane's slot on, of the warp's 32 that begin with slot `begin`.
+    __device__ __forceinline__ Indices(const mega_moe::Params& params, uint32_t begin) {
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; ++i) {
+            const uint32_t slot = begin + threadIdx.x % 32 + i * config::kNumThreads;
+            of_slot[i] = slot < params.num_tokens * config::kNumTopk ? expert_index(params, slot) : ~uint64_t(0);
+        }
+    }
+};
+
+// Counts the slots of each expert, and of them those before this block's share. A warp looks at 32 slots at a time; lane l counts
+// experts l, l + 32, ..., whose slots the bits of all lanes' experts tell: no two lanes ever meet at a counter.
+struct Counts {
+    static constexpr uint32_t kSets = (config::kNumLocalExperts + 31) / 32;
+    static constexpr uint32_t kBits = kSets <= 1 ? 5 : kSets <= 2 ? 6 : kSets <= 4 ? 7 : kSets <= 8 ? 8 : 9;
+    uint32_t all[kSets] = {}, before[kSets] = {};
+
+    template <uint32_t kAtOnce>
+    __device__ __forceinline__ void add(const mega_moe::Params& params, const Indices<kAtOnce>& indices, uint32_t begin, uint32_t first_own) {
+        const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; ++i) {
+            const uint32_t first = begin + i * config::kNumThreads;
+            if (first >= params.num_tokens * config::kNumTopk) break;
+            const int32_t expert = local_expert(params, indices.of_slot[i]);
+            const uint32_t earlier = first >= first_own ? 0 : first_own - first >= 32 ? ~0u : (1u << (first_own - first)) - 1;
+            uint32_t same = __ballot_sync(~0u, expert >= 0);
+            uint32_t planes[kBits];
+#pragma unroll
+            for (uint32_t b = 0; b < kBits; ++b) {
+                planes[b] = __ballot_sync(~0u, expert >> b & 1);
+                if (b < 5) same &= lane >> b & 1 ? planes[b] : ~planes[b];
+            }
+#pragma unroll
+            for (uint32_t set = 0; set < kSets; ++set) {
+                uint32_t mine = same;
+#pragma unroll
+                for (uint32_t b = 5; b < kBits; ++b) mine &= set >> (b - 5) & 1 ? planes[b] : ~planes[b];
+                all[set] += __popc(mine), before[set] += __popc(mine & earlier);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void store(mega_moe::Schedule& schedule, mega_moe::OwnTokens& own) const {
+#pragma unroll
+        for (uint32_t set = 0; set < kSets; ++set) {
+            const uint32_t e = set * 32 + threadIdx.x % 32;
+            if (all[set] > 0) atomicAdd(&schedule.rows[e], all[set]);
+            if (before[set] > 0) atomicAdd(&own.next[e], before[set]);
+        }
+    }
+};
+
+// A thread's part of the counting. Loads that are in less of a hurry come after it: the compiler has one counter for what is on its way
+// beyond a branch, so who waits for one load waits for all.
+__device__ __forceinline__ Counts count_slots(const mega_moe::Params& params, const Share& share) {
+    // Few slots should not wait for the instructions that many need.
+    constexpr uint32_t kFirst = 4, kAtOnce = Counts::kSets > 8 ? 8 : 12;
+    const uint32_t own = threadIdx.x / 32 * 32, first_own = share.begin * config::kNumTopk;
+    Counts counts;
+    counts.add(params, Indices<kFirst>(params, own), own, first_own);
+#pragma unroll 1
+    for (uint32_t begin = own + kFirst * config::kNumThreads; begin < params.num_tokens * config::kNumTopk; begin += kAtOnce * config::kNumThreads) {
+        counts.add(params, Indices<kAtOnce>(params, begin), begin, first_own);
+    }
+    return counts;
+}
+
+__device__ __forceinline__ uint32_t num_tiles(const mega_moe::Schedule& schedule, uint32_t expert) { return (schedule.rows[expert] + config::kBlockN - 1) / config::kBlockN; }
+
+// A warp: inclusive sums over the experts' tiles, 32 experts at a time.
+__device__ __forceinline__ void sum_tiles(mega_moe::Schedule& schedule) {
+    const uint32_t lane = threadIdx.x % 32;
+    uint32_t before = 0;
+    if (lane == 0) schedule.tile_begin[0] = 0;
+    for (uint32_t first = 0; first < config::kNumLocalExperts; first += 32) {
+        const uint32_t e = first + lane;
+        uint32_t tiles = e < config::kNumLocalExperts ? num_tiles(schedule, e) : 0;
+        for (uint32_t step = 1; step < 32; step *= 2) {
+            const uint32_t t = __shfl_up_sync(~0u, tiles, step);
+            if (lane >= step) tiles += t;
+        }
+        tiles += before;
+        if (e < config::kNumLocalExperts) schedule.tile_begin[e + 1] = tiles;
+        before = __shfl_sync(~0u, tiles, 31);
+    }
+}
+
+__device__ __forceinline__ uint32_t greatest_common_divisor(uint32_t a, uint32_t b) {
+    while (b != 0) {
+        const uint32_t rest = a % b;
+        a = b, b = rest;
+    }
+    return a;
+}
+
+// Before build_schedule, with a barrier of the block in between.
+__device__ __forceinline__ void clear_schedule(mega_moe::Schedule& schedule, mega_moe::OwnTokens& own) {
+    static_assert(config::kNumLocalExperts <= config::kNumThreads);
+    if (threadIdx.x < config::kNumLocalExperts) schedule.rows[threadIdx.x] = 0, own.next[threadIdx.x] = 0;
+}
+
+__device__ __forceinline__ void build_schedule(const mega_moe::Params& params, mega_moe::Schedule& schedule, mega_moe::OwnTokens& own, const Counts& counts) {
+    counts.store(schedule, own);
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        sum_tiles(schedule);
+    } else if (threadIdx.x < 64) {
+        // Meanwhile: divisions take long, and tiles shall not wait for them. (Other warps have loads on their way, for which they would wait.)
+        for (uint32_t e = threadIdx.x - 32; e < config::kNumLocalExperts; e += 32) {
+            const uint32_t tiles = num_tiles(schedule, e);
+            if (tiles > 1) schedule.period[e] = gridDim.x / greatest_common_divisor(gridDim.x, tiles) * tiles;
+        }
+    }
+    __syncthreads();
+    if (params.recv_stats != nullptr && blockIdx.x == 0) {
+        const uint32_t e = config::kNumThreads - 1 - threadIdx.x;  // the last threads, since the first ones have loads to start
+        if (e < config::kNumLocalExperts) atomicAdd(&params.recv_stats[e], int32_t(schedule.rows[e]));
+    }
+}
+
+}  // namespace roles
+#line 12 "/mega_moe/sm90.cuh"
 #line 1 "/mega_moe/roles/cleanup.cuh"
 // Role: cleanup (the consumer warpgroups, last)
 // Waits for:  this block's last look at any counter
@@ -781,7 +1078,7 @@ __device__ __forceinline__ void cleanup(const mega_moe::Context& ctx, uint32_t c
 }
 
 }  // namespace roles
-#line 10 "/mega_moe/sm90.cuh"
+#line 13 "/mega_moe/sm90.cuh"
 #line 1 "/mega_moe/roles/combine.cuh"
 // Role: combine (the consumer warpgroups, after their last tile)
 // Waits for:  all L2 tiles
@@ -833,6 +1130,13 @@ __device__ __forceinline__ uint32_t cvt_e4m3x4(uint32_t first, uint32_t second, 
 __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
     uint32_t d;
     asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
+// The larger ones of two pairs of bf16; a NaN beside a number is ignored.
+__device__ __forceinline__ uint32_t max_bf16x2(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
     return d;
 }
 
@@ -913,58 +1217,88 @@ __device__ __forceinline__ void store_run(const mega_moe::Params& params, uint32
     }
 }
 
-// One warp: kRuns x 256 neighbouring values of a token, from `hidden` on.
-__device__ __forceinline__ void combine_piece(const mega_moe::Params& params, uint32_t token, uint32_t hidden) {
-    const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials) + hidden;
-    // A lane looks at a slot; then all rows are on their way before the first is added.
-    const uint32_t lane = threadIdx.x % 32;
+constexpr uint32_t kSlotsAtOnce = config::kNumTopk < 6 ? config::kNumTopk : 6;
+using Rows = uint4[kSlotsAtOnce][kRuns];
+
+// Which of a token's slots went somewhere: a lane looks at each. No token: none.
+__device__ __forceinline__ bool is_routed(const mega_moe::Params& params, uint32_t token, uint32_t lane) {
     static_assert(config::kNumTopk <= 32, "a lane a slot");
-    const uint32_t routed = __ballot_sync(~0u, lane < config::kNumTopk && mega_moe::home_expert(params, token * config::kNumTopk + lane) >= 0);
-    constexpr uint32_t kAtOnce = config::kNumTopk < 6 ? config::kNumTopk : 6;
+    return token < params.num_tokens && lane < config::kNumTopk && mega_moe::home_expert(params, token * config::kNumTopk + lane) >= 0;
+}
+
+// Starts the loads of kRuns x 256 neighbouring values of a slot's row, from `hidden` on.
+__device__ __forceinline__ void load_slot(const uint16_t* partials, uint32_t token, uint32_t hidden, uint32_t routed, uint32_t slot, uint4 (&row)[kRuns]) {
+    const bool is_there = slot < config::kNumTopk && (routed >> slot & 1);
+    const uint16_t* values = partials + uint64_t(token * config::kNumTopk + slot) * config::kHiddenPadded + hidden;
+#pragma unroll
+    for (uint32_t run = 0; run < kRuns; ++run) {
+        const bool is_inside = kPieceValues <= 256 || config::kHiddenPadded % kPieceValues == 0 || hidden + run * 256 < config::kHiddenPadded;
+        row[run] = ptx::ld_global_cg_v4_if(is_there && is_inside, values + run * 256);
+    }
+}
+
+__device__ __forceinline__ void add_slot(const uint4 (&row)[kRuns], float (&sum)[kRuns][8]) {
+#pragma unroll
+    for (uint32_t run = 0; run < kRuns; ++run) {
+        const uint32_t pairs[4] = {row[run].x, row[run].y, row[run].z, row[run].w};
+#pragma unroll
+        for (uint32_t i = 0; i < 4; ++i) sum[run][2 * i] += ptx::bf16_low(pairs[i]), sum[run][2 * i + 1] += ptx::bf16_high(pairs[i]);
+    }
+}
+
+// One piece: kRuns x 256 neighbouring values of a token, of which the first slots' rows are on their way.
+__device__ __forceinline__ void finish_piece(const mega_moe::Params& params, const uint16_t* partials, uint32_t token, uint32_t hidden, uint32_t routed, Rows& rows) {
     float sum[kRuns][8] = {};
-#pragma unroll 1
-    for (uint32_t first = 0; first < config::kNumTopk; first += kAtOnce) {
-        uint4 rows[kRuns][kAtOnce];
 #pragma unroll
-        for (uint32_t k = 0; k < kAtOnce; ++k) {
-            const uint32_t slot = first + k;
-            const bool is_routed = slot < config::kNumTopk && (routed >> slot & 1);
-            const uint16_t* row = partials + uint64_t(token * config::kNumTopk + slot) * config::kHiddenPadded;
+    for (uint32_t first = 0; first < config::kNumTopk; first += kSlotsAtOnce) {
 #pragma unroll
-            for (uint32_t run = 0; run < kRuns; ++run) {
-                const bool is_inside = kPieceValues <= 256 || config::kHiddenPadded % kPieceValues == 0 || hidden + run * 256 < config::kHiddenPadded;
-                rows[run][k] = is_routed && is_inside ? ptx::ld_global_cg_v4(row + run * 256) : uint4{0, 0, 0, 0};
-            }
+        for (uint32_t k = 0; k < kSlotsAtOnce; ++k) {
+            if (first > 0) load_slot(partials, token, hidden, routed, first + k, rows[k]);
         }
 #pragma unroll
-        for (uint32_t k = 0; k < kAtOnce; ++k) {
-#pragma unroll
-            for (uint32_t run = 0; run < kRuns; ++run) {
-                const uint32_t pairs[4] = {rows[run][k].x, rows[run][k].y, rows[run][k].z, rows[run][k].w};
-#pragma unroll
-                for (uint32_t i = 0; i < 4; ++i) sum[run][2 * i] += ptx::bf16_low(pairs[i]), sum[run][2 * i + 1] += ptx::bf16_high(pairs[i]);
-            }
-        }
+        for (uint32_t k = 0; k < kSlotsAtOnce; ++k) add_slot(rows[k], sum);
     }
 #pragma unroll
     for (uint32_t run = 0; run < kRuns; ++run) store_run(params, token, hidden + run * 256, sum[run]);
 }
 
+// A warp has two pieces in hand: one on its way while the other is added, since only loads in flight make this faster.
 __device__ __forceinline__ void combine(const mega_moe::Context& ctx, uint32_t consumer_thread) {
     constexpr uint32_t kPieces = (config::kHidden + kPieceValues - 1) / kPieceValues, kWarps = mega_moe::kNumConsumerThreads / 32;
+    const mega_moe::Params& params = ctx.params;
+    const uint32_t lane = consumer_thread % 32, step = gridDim.x * kWarps, end = params.num_tokens * kPieces;
+    // Few tokens spread over all blocks, and spare the warp of the thread that polls.
+    uint32_t i = (kWarps - 1 - consumer_thread / 32) * gridDim.x + blockIdx.x;
+    // The routing was there before the launch: it is read while others finish.
+    uint32_t routed[2] = {__ballot_sync(~0u, is_routed(params, i / kPieces, lane)), __ballot_sync(~0u, is_routed(params, (i + step) / kPieces, lane))};
     // One thread polls; what it acquires reaches the others through the barrier.
     if (consumer_thread == 0) {
-        comm::wait_counter(ctx.watchdog, ctx.params.l2_done, ctx.scheduler.num_token_tiles() * config::kL2Arrivals, comm::WaitFor::kL2Tiles, 0);
+        comm::wait_counter(ctx.watchdog, params.l2_done, mega_moe::l2_arrivals(ctx), comm::WaitFor::kL2Tiles, 0);
     }
     mega_moe::sync_consumers();
-    const uint32_t lane = consumer_thread % 32;
-    for (uint32_t i = blockIdx.x * kWarps + consumer_thread / 32; i < ctx.params.num_tokens * kPieces; i += gridDim.x * kWarps) {
-        combine_piece(ctx.params, i / kPieces, i % kPieces * kPieceValues + lane * 8);
+    const uint16_t* partials = comm::part<const uint16_t>(params.peers, params.rank, params.sym.partials);
+    Rows rows[2];
+    const auto load = [&](uint32_t at, uint32_t buffer) __attribute__((always_inline)) {
+#pragma unroll
+        for (uint32_t k = 0; k < kSlotsAtOnce; ++k) load_slot(partials, at / kPieces, at % kPieces * kPieceValues + lane * 8, routed[buffer], k, rows[buffer][k]);
+    };
+    load(i, 0);
+#pragma unroll 1
+    while (i < end) {
+#pragma unroll
+        for (uint32_t buffer = 0; buffer < 2; ++buffer) {
+            if (i >= end) break;
+            load(i + step, buffer ^ 1);
+            const bool is_routed_later = is_routed(params, (i + 2 * step) / kPieces, lane);
+            finish_piece(params, partials, i / kPieces, i % kPieces * kPieceValues + lane * 8, routed[buffer], rows[buffer]);
+            routed[buffer] = __ballot_sync(~0u, is_routed_later);
+            i += step;
+        }
     }
 }
 
 }  // namespace roles
-#line 11 "/mega_moe/sm90.cuh"
+#line 14 "/mega_moe/sm90.cuh"
 #line 1 "/mega_moe/roles/consume_sm90.cuh"
 // What the consumer warpgroups do with a tile: mma and the layer's epilogue, for each pass over its weight rows.
 //#pragma once
@@ -1252,8 +1586,6 @@ static_assert(kM64 * mega_moe::kUnitsPerStage == 2 * kJobUnits);
 template <uint32_t kWidth>
 using Sums = float[kM64][kWidth / 2];  // register r is column 8 (r / 4) + 2 (lane % 4) + r % 2, row 8 (r / 2 % 2) + lane / 4 of the warp's 16
 using Fragments = uint32_t[kJobUnits][mega_moe::kUnitRegisters];
-// Jobs of packed weights that are held at once: a stage's, or, where wide sums leave no registers, one.
-constexpr uint32_t kHeldJobs = kM64 == 2 ? 2 : 1;
 
 struct Consumer {
     const mega_moe::Context& ctx;
@@ -1288,7 +1620,7 @@ struct Consumer {
 
 // A pass's registers beside its sums, by job of the stage.
 struct Work {
-    mega_moe::PackedUnit packed[kHeldJobs][kJobUnits];  // of the next jobs, on their way from shared memory
+    mega_moe::PackedUnit packed[2][kJobUnits];  // of the next jobs, on their way from shared memory
     Fragments fragments[2];
     uint32_t previous;  // the stage before: not released yet
 };
@@ -1320,25 +1652,25 @@ __device__ constexpr uint32_t job_m(uint32_t job) { return kM64 == 2 ? job : 0; 
 __device__ constexpr uint32_t job_unit(uint32_t job, uint32_t u) { return kM64 == 2 ? u : job; }
 
 // Starts the loads of a job of a stage; its decode tables come in a second step, by its scales.
-__device__ __forceinline__ void load_codes(const Consumer& c, uint32_t stage, uint32_t job, Work& work) {
+template <uint32_t kJob>
+__device__ __forceinline__ void load_codes(const Consumer& c, uint32_t stage, Work& work) {
     const uint32_t weights = ptx::smem_address(c.ctx.smem.weights[stage]);
 #pragma unroll
     for (uint32_t u = 0; u < kJobUnits; ++u) {
-        work.packed[job % kHeldJobs][u].load_codes(weights + c.codes, weights + c.scales, job_m(job) * mega_moe::kUnitsPerStage + job_unit(job, u));
+        work.packed[kJob][u].load_codes(weights + c.codes, weights + c.scales, job_m(kJob) * mega_moe::kUnitsPerStage + job_unit(kJob, u));
     }
 }
 
+template <uint32_t kJob>
 __device__ __forceinline__ void load_tables(const Consumer& c, Work& work) {
 #pragma unroll
-    for (uint32_t job = 0; job < kHeldJobs; ++job)
-#pragma unroll
-        for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[job][u].load_tables(c.table);
+    for (uint32_t u = 0; u < kJobUnits; ++u) work.packed[kJob][u].load_tables(c.table);
 }
 
 template <uint32_t kJob>
 __device__ __forceinline__ void decode(Work& work) {
 #pragma unroll
-    for (uint32_t u = 0; u < kJobUnits; ++u) mega_moe::decode_unit(work.packed[kJob % kHeldJobs][u], work.fragments[kJob][u]);
+    for (uint32_t u = 0; u < kJobUnits; ++u) mega_moe::decode_unit(work.packed[kJob][u], work.fragments[kJob][u]);
 }
 
 template <uint32_t kWidth>
@@ -1377,23 +1709,32 @@ __device__ __forceinline__ float2 stage_sf(const Consumer& c, uint32_t stage, ui
 // of L2).
 template <bool kHasSf, uint32_t kWidth>
 __device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const Sums<kWidth>& sums, Sums<kWidth>& total) {
+    // Registers r % 2 are neighbouring columns, r / 4 the group of 8. Factors come several groups at a time: one at a time, each group
+    // would wait for shared memory.
+    constexpr uint32_t kGroups = kWidth / 8, kAtOnce = kGroups % 8 == 0 ? 8 : kGroups % 6 == 0 ? 6 : kGroups % 4 == 0 ? 4 : kGroups;
 #pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m)
+    for (uint32_t first = 0; first < kGroups; first += kAtOnce) {
+        float2 sf[kAtOnce];
 #pragma unroll
-        for (uint32_t r = 0; r < kWidth / 2; r += 4) {
-            // Registers r % 2 are neighbouring columns, r / 4 the group of 8.
-            float2 sf = {1.0f, 1.0f};
-            if constexpr (kHasSf) sf = stage_sf(c, stage, r);
+        for (uint32_t g = 0; g < kAtOnce; ++g) sf[g] = kHasSf ? stage_sf(c, stage, (first + g) * 4) : float2{1.0f, 1.0f};
 #pragma unroll
-            for (uint32_t i = 0; i < 4; ++i) {
-                if constexpr (kHasSf) {
-                    total[m][r + i] = fmaf(sums[m][r + i], i % 2 == 0 ? sf.x : sf.y, total[m][r + i]);
-                } else {
-                    total[m][r + i] += sums[m][r + i];
+        for (uint32_t m = 0; m < kM64; ++m)
+#pragma unroll
+            for (uint32_t g = 0; g < kAtOnce; ++g)
+#pragma unroll
+                for (uint32_t i = 0; i < 4; ++i) {
+                    const uint32_t r = (first + g) * 4 + i;
+                    if constexpr (kHasSf) {
+                        total[m][r] = fmaf(sums[m][r], i % 2 == 0 ? sf[g].x : sf[g].y, total[m][r]);
+                    } else {
+                        total[m][r] += sums[m][r];
+                    }
                 }
-            }
-        }
+    }
 }
+
+// a / b of powers of two.
+__device__ __forceinline__ float power_ratio(float a, float b) { return __uint_as_float(__float_as_uint(a) - __float_as_uint(b) + 0x3F800000); }
 
 // From units of one stage's scale factors to the next's. All are powers of two: nothing is rounded.
 template <uint32_t kWidth>
@@ -1405,7 +1746,7 @@ __device__ __forceinline__ void rescale(const Consumer& c, uint32_t from, uint32
 #pragma unroll
         for (uint32_t r = 0; r < kWidth / 2; r += 4) {
             const float2 before = stage_sf(c, from, r), after = stage_sf(c, to, r);
-            const float x = before.x / after.x, y = before.y / after.y;
+            const float x = power_ratio(before.x, after.x), y = power_ratio(before.y, after.y);
             sums[m][r] *= x, sums[m][r + 1] *= y, sums[m][r + 2] *= x, sums[m][r + 3] *= y;
         }
     }
@@ -1413,60 +1754,74 @@ __device__ __forceinline__ void rescale(const Consumer& c, uint32_t from, uint32
 
 __device__ __forceinline__ void wait_stage(const Consumer& c) { pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor); }
 
-// One stage, of which the first codes are there; on return its second job may still run.
-template <bool kHasOwnSf, uint32_t kWidth>
+// One stage, of which the first job is decoded and the second's codes are there; on return its second job may still run, and the next
+// stage's first job is decoded. Shared memory answers after 200 clocks while MMAs read it: each load has half a stage's time, codes before
+// tables, and none is young where the loop ends, since its branch waits for all.
+template <uint32_t kWidth>
 __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWidth>& sums, bool accumulates, bool is_first, bool is_last) {
     // One value a warp, in a uniform register: descriptors then cost no vector instructions.
     const uint32_t stage = __shfl_sync(~0u, c.cursor.stage, 0);
-    if constexpr (kHasOwnSf) rescale<kWidth>(c, work.previous, stage, sums);
-    decode<0>(work);
-    if constexpr (kHeldJobs == 1) load_codes(c, stage, 1, work);
-    multiply<kWidth, 0>(c, stage, sums, work.fragments[0], accumulates);
-    if constexpr (kHeldJobs == 1) load_tables(c, work);
     c.cursor.advance();
-    const bool is_full = kHeldJobs == 2 && pipeline::is_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
+    const bool is_full = pipeline::is_full(c.ctx.smem.ring, c.cursor);  // of the next stage; the answer takes its time
+    load_tables<1>(c, work);
+    multiply<kWidth, 0>(c, stage, sums, work.fragments[0], accumulates);
+    if (!is_last) pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
+    // After the last stage the same one's codes are loaded again: a branch around loads would wait for them where it ends.
+    const uint32_t next = is_last ? stage : c.cursor.stage;
+    load_codes<0>(c, next, work);
     ptx::wgmma_wait_group<1>();  // the last stage's second job
     tie(work.fragments[1]);
     c.release_if(!is_first, work.previous);
-    decode<1>(work);
     work.previous = stage;
-    // After the last stage the same one's codes are loaded again: a branch around loads would wait for them where it ends.
-    if (!is_last) pipeline::wait_full(c.ctx.watchdog, c.ctx.smem.ring, c.cursor, is_full);
-#pragma unroll
-    for (uint32_t job = 0; job < kHeldJobs; ++job) load_codes(c, is_last ? stage : c.cursor.stage, job, work);
+    decode<1>(work);
+    load_tables<0>(c, work);
     multiply<kWidth, 1>(c, stage, sums, work.fragments[1], accumulates);
-    load_tables(c, work);
+    load_codes<1>(c, next, work);
     ptx::wgmma_wait_group<1>();  // the first job
     tie(work.fragments[0]);
+    decode<0>(work);
 }
 
 // Sums a pass: L1 over hidden, L2 over intermediate.
-template <bool kIsL2, bool kHasOwnSf, uint32_t kWidth>
-__device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) {
-    constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
-    constexpr uint32_t kBlock = config::kIsFp8 ? config::kPromotedStages : kStages;
+template <uint32_t kWidth>
+__device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total, bool is_l2, bool has_own_sf) {
+    constexpr uint32_t kPromoted = config::kPromotedStages;
+    uint32_t stages = is_l2 ? config::kL2KStages : config::kL1KStages;
+    uint32_t at_once = !config::kIsFp8 ? stages : has_own_sf ? 1 : kPromoted;  // stages whose MMAs follow each other
+    ptx::tie(stages), ptx::tie(at_once);  // numbers that the compiler knows it would unroll by, pragma or not
     Work work;
     Sums<kWidth> block;
     Sums<kWidth>& sums = config::kIsFp8 ? block : total;
     if constexpr (config::kIsFp8) zero<kWidth>(total);
     zero<kWidth>(sums);
     wait_stage(c);
-#pragma unroll
-    for (uint32_t job = 0; job < kHeldJobs; ++job) load_codes(c, c.cursor.stage, job, work);
-    load_tables(c, work);
+    load_codes<0>(c, c.cursor.stage, work);
+    load_codes<1>(c, c.cursor.stage, work);
+    load_tables<0>(c, work);
+    decode<0>(work);
     work.previous = c.cursor.stage;
-    uint32_t stages = kStages;
-    ptx::tie(stages);  // a number that the compiler knows it would unroll by, pragma or not
 #pragma unroll 1
-    for (uint32_t begin = 0; begin < stages; begin += kBlock) {
-        const uint32_t end = min(begin + kBlock, stages);
+    for (uint32_t begin = 0; begin < stages; begin += at_once) {
+        const uint32_t end = min(begin + at_once, stages);
+        if constexpr (config::kIsFp8 && kWidth == config::kBlockN) {
+            if (begin % kPromoted != 0) rescale<kWidth>(c, work.previous, c.cursor.stage, sums);
+        }
 #pragma unroll 1
-        for (uint32_t k = begin; k < end; ++k) multiply_stage<kHasOwnSf, kWidth>(c, work, sums, k > begin, k == 0, k + 1 == stages);
+        for (uint32_t k = begin; k < end; ++k) {
+            multiply_stage<kWidth>(c, work, sums, config::kIsFp8 ? k % kPromoted != 0 : k > 0, k == 0, k + 1 == stages);
+        }
         ptx::wgmma_wait_group<0>();
         tie(work.fragments[1]);
 #pragma unroll
         for (uint32_t m = 0; m < kM64; ++m) tie(sums[m]);
-        if constexpr (config::kIsFp8) promote<!kIsL2 || kHasOwnSf, kWidth>(c, work.previous, sums, total);
+        if constexpr (config::kIsFp8) {
+            if (end % kPromoted != 0 && end < stages) continue;
+            if (!is_l2 || has_own_sf) {
+                promote<true, kWidth>(c, work.previous, sums, total);
+            } else {
+                promote<false, kWidth>(c, work.previous, sums, total);
+            }
+        }
     }
     c.release_if(true, work.previous);
 }
@@ -1476,57 +1831,82 @@ __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total) 
 
 namespace roles {
 
-__device__ __forceinline__ mega_moe::Columns& columns_of(const Consumer& c) { return c.ctx.smem.columns[c.warpgroup]; }
+__device__ __forceinline__ mega_moe::Columns& columns_of(const Consumer& c, uint32_t warpgroup) { return c.ctx.smem.columns[warpgroup]; }
 
-// A barrier of this warpgroup alone.
-__device__ __forceinline__ void sync_warpgroup(const Consumer& c) { ptx::barrier_sync(mega_moe::kFirstWarpgroupBarrier + c.warpgroup, 128); }
+// A thread's place among the consumers, read anew: where the loop has no register to spare, one that lived through it comes back from
+// local memory, which is as far away as L2.
+struct Place {
+    uint32_t warpgroup, thread, warp, lane;  // the thread in the warpgroup, the warp there
+
+    __device__ __forceinline__ Place() {
+        const uint32_t consumer = ptx::thread_in_block() - config::kFirstConsumerThread;
+        warpgroup = consumer / 128, thread = consumer % 128, warp = thread / 32, lane = consumer % 32;
+    }
+};
+
+// A barrier of one warpgroup alone.
+__device__ __forceinline__ void sync_warpgroup(uint32_t warpgroup) { ptx::barrier_sync(mega_moe::kFirstWarpgroupBarrier + warpgroup, 128); }
 
 // Starts the copies of a tile's columns, before the MMAs that hide the way: each warpgroup has its own, so that it need not wait for
-// the other. The last tile's are no longer read: its epilogue ended with a barrier.
+// the other. The last tile's are no longer read: its epilogue read them before its last barrier.
 template <bool kIsL2>
 __device__ __forceinline__ void fetch_columns(const Consumer& c, const mega_moe::Tile& tile) {
     const mega_moe::Params& params = c.ctx.params;
-    mega_moe::Columns& columns = columns_of(c);
+    const Place place;
+    mega_moe::Columns& columns = columns_of(c, place.warpgroup);
     wait_stage(c);  // whoever loaded the tile's rows has seen what dispatch wrote beside them
-    for (uint32_t column = c.thread; column < tile.num_rows; column += 128) {
+    for (uint32_t column = place.thread; column < tile.num_rows; column += 128) {
         const uint32_t row = tile.pool_row + column;
+        if constexpr (config::kIsFp8) ptx::cp_async_4(ptx::smem_address(&columns.scale(column)), params.routed_sf + row);
         if constexpr (kIsL2) {
             ptx::cp_async_4(ptx::smem_address(&columns.slot[column]), params.routed + row);
-            ptx::cp_async_4(ptx::smem_address(&columns.factor[column]), params.routed_weights + row);
-            if constexpr (config::kIsFp8) ptx::cp_async_4(ptx::smem_address(&columns.scale[column]), params.routed_sf + row);
-        } else if constexpr (config::kHasTokenScales) {
-            ptx::cp_async_4(ptx::smem_address(&columns.factor[column]), params.routed_sf + row);
+            ptx::cp_async_4(ptx::smem_address(&columns.weight(column)), params.routed_weights + row);
         }
     }
-    if (c.thread < (kIsL2 ? 1 : 2)) {
+    if (place.thread < (kIsL2 ? 1 : 2)) {
         const float* alphas = kIsL2 ? params.l2_alphas + tile.expert : params.l1_alphas + 2 * tile.expert;
-        ptx::cp_async_4(ptx::smem_address(&columns.alpha[c.thread]), alphas + c.thread);
+        ptx::cp_async_4(ptx::smem_address(&columns.alpha[place.thread]), alphas + place.thread);
     }
     if constexpr (config::kIsFp8) {
-        if (c.thread < 4) ptx::cp_async_4(ptx::smem_address(&columns.forecast) + 4 * c.thread, reinterpret_cast<const float*>(params.forecast + tile.expert) + c.thread);
+        const float* sizes = reinterpret_cast<const float*>(params.forecast + tile.expert);
+        if (place.thread < 4) ptx::cp_async_4(ptx::smem_address(&columns.forecast) + 4 * place.thread, sizes + place.thread);
     }
 }
 
 // Before the first look at them.
-__device__ __forceinline__ void wait_columns(const Consumer& c) {
+__device__ __forceinline__ void wait_columns(const Place& place) {
     ptx::cp_async_wait_all();
-    sync_warpgroup(c);
+    sync_warpgroup(place.warpgroup);
 }
 
-// Byte offset of 16-byte piece `piece` of a column's 128 bytes: pieces are XORed with the column, so that neither 8 columns of a piece
-// nor 8 pieces of a column meet in a bank.
-__device__ __forceinline__ uint32_t column_piece(uint32_t column, uint32_t piece) { return column * 128 + (piece ^ column % 8) * 16; }
-
-// Stores this warp's 16-bit elements of all columns: matrix i is columns 8 i .. 8 i + 7 of the warp's 8 rows, which become `piece` of
-// the columns' 128 bytes at `columns`.
-template <uint32_t kWidth>
-__device__ __forceinline__ void store_columns(uint32_t columns, uint32_t piece, const uint32_t (&matrices)[kWidth / 8]) {
-    const uint32_t lane = threadIdx.x % 32;
-    constexpr uint32_t kGroups = kWidth / 8, kFours = kGroups / 4 * 4;
+// E4M3, one thread a column: `make` turns the scale foreseen for the column's activations into what values or sums are multiplied by. Others
+// may read it after the next barrier of the warpgroup.
+template <uint32_t kWidth, typename Make>
+__device__ __forceinline__ void make_scales(mega_moe::Columns& columns, const Place& place, uint32_t num_rows, Make&& make) {
+    const mega_moe::ActsForecast forecast = columns.forecast;
 #pragma unroll
-    for (uint32_t i = 0; i < kFours; i += 4) ptx::stmatrix_trans<4>(columns + column_piece(8 * i + lane, piece), matrices + i);
-    if constexpr (kGroups % 4 >= 2) ptx::stmatrix_trans<2>(columns + column_piece(8 * kFours + lane % 16, piece), matrices + kFours);
-    if constexpr (kGroups % 2 == 1) ptx::stmatrix_trans<1>(columns + column_piece(8 * (kGroups - 1) + lane % 8, piece), matrices + kGroups - 1);
+    for (uint32_t first = 0; first < kWidth; first += 128) {
+        const uint32_t column = first + place.thread;
+        if (column < num_rows) columns.scale(column) = make(mega_moe::foresee_acts_scale(forecast, columns.scale(column), 1.0f));
+    }
+}
+
+// Results on their way out lie in pieces of 16 bytes, 8 rows of a column each: by piece, of which a tile has kPieces in `out`, and in
+// it by column. Columns are XORed with the piece, so that neither 8 columns of a piece nor 8 pieces of a column meet in a bank.
+template <uint32_t kPieces>
+__device__ __forceinline__ uint32_t piece_place(uint32_t piece, uint32_t column) {
+    return piece * (config::kOutBytes / kPieces) + (column ^ piece % 8) * 16;
+}
+
+// Stores this warp's 16-bit elements of all columns: matrix i is columns 8 i .. 8 i + 7 of the warp's 8 rows, which become `piece`.
+template <uint32_t kWidth, uint32_t kPieces>
+__device__ __forceinline__ void store_columns(uint32_t out, uint32_t piece, uint32_t lane, const uint32_t (&matrices)[kWidth / 8]) {
+    constexpr uint32_t kGroups = kWidth / 8, kFours = kGroups / 4 * 4;
+    const uint32_t place = out + piece_place<kPieces>(piece, lane);  // of matrices 0 .. 3
+#pragma unroll
+    for (uint32_t i = 0; i < kFours; i += 4) ptx::stmatrix_trans<4>(place + i * 128, matrices + i);
+    if constexpr (kGroups % 4 >= 2) ptx::stmatrix_trans<2>(out + piece_place<kPieces>(piece, 8 * kFours + lane % 16), matrices + kFours);
+    if constexpr (kGroups % 2 == 1) ptx::stmatrix_trans<1>(out + piece_place<kPieces>(piece, 8 * (kGroups - 1) + lane % 8), matrices + kGroups - 1);
 }
 
 }  // namespace roles
@@ -1541,31 +1921,34 @@ using Values = float[kM64][kWidth / 4];
 template <uint32_t kWidth>
 using Pairs = float[2][kWidth / 4];
 
-template <uint32_t kWidth, uint32_t kBlock>
-__device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums, Values<kWidth>& value) {
-    const mega_moe::Params& params = c.ctx.params;
-    const mega_moe::Columns& columns = columns_of(c);
-    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32;
+// Of this thread's rows: gate and up.
+using Bias = float[kM64][2];
+
+__device__ __forceinline__ void load_bias(const Consumer& c, const mega_moe::Tile& tile, const Place& place, uint32_t pass, uint32_t block, Bias& bias) {
+    const float* row = c.ctx.params.l1_bias;
+    if (row == nullptr) return;
 #pragma unroll
     for (uint32_t m = 0; m < kM64; ++m) {
-        const uint32_t m64 = c.m64(pass, m);
-        float bias[2] = {0.0f, 0.0f};
-        if (params.l1_bias != nullptr) {
-            const float* row = params.l1_bias + uint64_t(tile.expert) * config::kL1Rows;
-            const uint32_t in_block = m64 / 2 * 64 + lane / 8 * 16 + warp * 4 + lane / 4 % 2 * 2 + m64 % 2;
-            const uint32_t i = (tile.m_tile * config::kL1BlocksPerTile + kBlock) * 128 + in_block;
-            bias[0] = row[i];
-            if constexpr (config::kIsGated) bias[1] = row[config::kIntermediatePadded + i];
-        }
+        const uint32_t odd = kM64 == 2 ? m : pass, in_block = place.warpgroup * 64 + place.lane / 8 * 16 + place.warp * 4 + place.lane / 4 % 2 * 2 + odd;
+        const uint64_t i = uint64_t(tile.expert) * config::kL1Rows + block * 128 + in_block;
+        bias[m][0] = row[i];
+        if constexpr (config::kIsGated) bias[m][1] = row[config::kIntermediatePadded + i];
+    }
+}
+
+template <uint32_t kWidth, uint32_t kBlock>
+__device__ __forceinline__ void activate_block(const mega_moe::Columns& columns, const Bias& bias, const Sums<kWidth>& sums, Values<kWidth>& value) {
+#pragma unroll
+    for (uint32_t m = 0; m < kM64; ++m) {
 #pragma unroll
         for (uint32_t j = 0; j < kWidth / 4; j += 2) {
 #pragma unroll
             for (uint32_t i = 0; i < 2; ++i) {
                 const uint32_t r = j * 2 + i;  // half 0; half 1 is r + 2
                 if constexpr (config::kIsGated) {
-                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r], columns.alpha[0], bias[0]), fmaf(sums[m][r + 2], columns.alpha[1], bias[1]));
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r], columns.alpha[0], bias[m][0]), fmaf(sums[m][r + 2], columns.alpha[1], bias[m][1]));
                 } else {
-                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], columns.alpha[0], bias[0]));
+                    value[m][j + i] = mega_moe::activate(fmaf(sums[m][r + 2 * kBlock], columns.alpha[0], bias[m][0]));
                 }
             }
         }
@@ -1574,14 +1957,13 @@ __device__ __forceinline__ void activate_block(const Consumer& c, const mega_moe
 
 constexpr bool kStashes = config::kIsFp8 && config::kNumPasses > 1;
 static_assert(config::kNumPasses == 1 || (config::kNumPasses == 2 && config::kL1BlocksPerTile == 1), "one stash, of one block");
+constexpr uint32_t kCodePieces = 4 * config::kNumConsumerWarpgroups;  // of a column of codes: each warp makes one
 
-// The first pass's values wait for the second's in shared memory, each thread's in a column of its own.
-__device__ __forceinline__ float& stashed(const Consumer& c, uint32_t j) {
-    return reinterpret_cast<float*>(c.ctx.smem.out)[j * mega_moe::kNumConsumerThreads + c.warpgroup * 128 + c.thread];
+// The first pass's values wait for the second's in `out`, four of a thread side by side. A warp's lie where its own codes will: no
+// other need have read them before it writes those.
+__device__ __forceinline__ uint32_t stashed(const Consumer& c, const Place& place, uint32_t j) {
+    return ptx::smem_address(c.ctx.smem.out) + (4 * place.warpgroup + place.warp) * (config::kOutBytes / kCodePieces) + j * 128 + place.lane * 16;
 }
-
-// The tile's activations on their way to the pool.
-__device__ __forceinline__ uint8_t* acts_tile(const Consumer& c) { return kStashes ? c.ctx.smem.codes : c.ctx.smem.out; }
 
 // Halves `v`: a lane keeps the larger of its own and its partner's values, of one half of the columns; `first` says which.
 template <uint32_t kNum, uint32_t kStep>
@@ -1605,10 +1987,10 @@ __device__ __forceinline__ void reduce_lanes(float* v, uint32_t lane, uint32_t& 
     }
 }
 
-// Largest magnitude of each column over the block's 128 values, in smem.amax (bits of non-negative floats order like integers).
+// Largest magnitude of each column over the block's 128 values, in largest_bits (bits of non-negative floats order like integers).
 template <uint32_t kWidth>
-__device__ __forceinline__ void reduce_amax(const Consumer& c, const Pairs<kWidth>& pair) {
-    const uint32_t lane = c.thread % 32;
+__device__ __forceinline__ void reduce_amax(const Consumer& c, const Place& place, const Pairs<kWidth>& pair) {
+    const uint32_t lane = place.lane;
     float largest[kWidth / 4];
 #pragma unroll
     for (uint32_t j = 0; j < kWidth / 4; ++j) largest[j] = fmaxf(fabsf(pair[0][j]), fabsf(pair[1][j]));
@@ -1619,115 +2001,202 @@ __device__ __forceinline__ void reduce_amax(const Consumer& c, const Pairs<kWidt
 #pragma unroll
     for (uint32_t i = 0; i < kMost; ++i) {
         const uint32_t j = first + i;
-        if (is_mine) atomicMax(&c.ctx.smem.amax[j / 2 * 8 + lane % 4 * 2 + j % 2], __float_as_uint(largest[i]));
+        if (is_mine) atomicMax(&mega_moe::largest_bits(c.ctx.smem)[j / 2 * 8 + lane % 4 * 2 + j % 2], __float_as_uint(largest[i]));
     }
 }
 
-// One thread a column: its scale factor to the pool, the reciprocal to all consumers, and the maximum starts over. The factor is what was
-// foreseen for the token, so that L2 need not multiply by it block by block, unless the block's values would not lie well in E4M3.
-__device__ __forceinline__ void scale_columns(const Consumer& c, const mega_moe::Tile& tile, uint32_t block) {
+// One thread a column: a block whose values do not lie well in E4M3 gets a scale factor of its own; the maximum starts over.
+__device__ __forceinline__ void choose_scales(const Consumer& c, const mega_moe::Tile& tile, const Place& place, uint32_t block) {
     mega_moe::SharedStorage& smem = c.ctx.smem;
-    const uint32_t column = c.warpgroup * 128 + c.thread;
-    if (column < config::kBlockN) {
-        const mega_moe::Columns& columns = columns_of(c);
-        const float amax = __uint_as_float(smem.amax[column]), foreseen = mega_moe::foresee_acts_scale(columns.forecast, columns.factor[column], 1.0f);
-        const bool fits = amax == 0.0f || (amax >= config::kLeastForeseen * foreseen && amax <= 448.0f * foreseen);
-        const float scale = fits ? foreseen : mega_moe::power_of_two(fmaxf(amax, config::kMinAmax) * (2.0f / 448.0f));
-        smem.inverse_scale[column] = 1.0f / scale;
-        smem.amax[column] = 0;
-        if (column < tile.num_rows) {
-            c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.pool_row + column] = scale;
-            if (!fits) ptx::st_relaxed_gpu(&c.ctx.params.has_own_sf[tile.token_tile], 1);
-        }
-    }
-    mega_moe::sync_consumers();
+    const uint32_t column = place.warpgroup * 128 + place.thread;
+    if (column == 0) smem.may_not_fit = 0;
+    if (column >= config::kBlockN) return;
+    const float amax = __uint_as_float(mega_moe::largest_bits(smem)[column]);
+    mega_moe::largest_bits(smem)[column] = 0;
+    if (column >= tile.num_rows) return;
+    const float foreseen = mega_moe::inverse_power(columns_of(c, 0).scale(column));
+    if (amax == 0.0f || (amax >= config::kLeastForeseen * foreseen && amax <= 448.0f * foreseen)) return;
+    const float scale = mega_moe::power_of_two(fmaxf(amax, config::kMinAmax) * (2.0f / 448.0f));
+#pragma unroll
+    for (uint32_t warpgroup = 0; warpgroup < config::kNumConsumerWarpgroups; ++warpgroup) columns_of(c, warpgroup).scale(column) = mega_moe::inverse_power(scale);
+    c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.pool_row + column] = scale;
+    ptx::st_relaxed_gpu(&c.ctx.params.has_own_sf[tile.token_tile], 1);
 }
 
-// E4M3: the pairs of all columns to the shared tile [column][128].
+// E4M3: the pairs of all columns, times one over their scale factors, to shared memory.
 template <uint32_t kWidth>
-__device__ __forceinline__ void put_codes(const Consumer& c, const Pairs<kWidth>& pair) {
-    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32;
+__device__ __forceinline__ void put_codes(const Consumer& c, const Place& place, const Pairs<kWidth>& pair) {
+    const uint32_t factors = ptx::smem_address(&columns_of(c, place.warpgroup).pairs[place.lane % 4].scale);
     uint32_t matrices[kWidth / 8];
 #pragma unroll
     for (uint32_t i = 0; i < kWidth / 8; ++i) {
-        const float2 inverse = *reinterpret_cast<const float2*>(&c.ctx.smem.inverse_scale[8 * i + lane % 4 * 2]);
+        const float2 inverse = ptx::ld_shared_f32x2(factors + 4 * i * sizeof(mega_moe::ColumnPair));
         matrices[i] = uint32_t(ptx::cvt_e4m3x2(pair[0][2 * i] * inverse.x, pair[1][2 * i] * inverse.x)) |
                       uint32_t(ptx::cvt_e4m3x2(pair[0][2 * i + 1] * inverse.y, pair[1][2 * i + 1] * inverse.y)) << 16;
     }
-    store_columns<kWidth>(ptx::smem_address(acts_tile(c)), 4 * c.warpgroup + warp, matrices);
+    if constexpr (kStashes) __syncwarp();  // all lanes have read what was stashed
+    store_columns<kWidth, kCodePieces>(ptx::smem_address(c.ctx.smem.out), 4 * place.warpgroup + place.warp, place.lane, matrices);
 }
 
-// BF16: the pass's values to the shared tile [column][2][64]: a warpgroup's 64 values are the 128 bytes of its half.
+// Sixteen codes of a block: whether one may be too large for its scale, and whether one shows that the scale is not too large for the block.
+struct Look {
+    bool is_over, is_seen;
+
+    __device__ __forceinline__ explicit Look(const uint4& codes) {
+        // Rounded, a quarter may have been less and 448 more: their neighbours count. No sum carries into the next byte.
+        constexpr uint32_t kLeast = 0x80 - 0x29, kMost = 0x80 - 0x7E;
+        static_assert(config::kLeastForeseen == 0.25f, "0x28 is the code of 0.25");
+        const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+        uint32_t seen = 0, over = 0;
+#pragma unroll
+        for (uint32_t i = 0; i < 4; ++i) {
+            const uint32_t magnitudes = words[i] & 0x7F7F7F7Fu;
+            seen |= magnitudes + kLeast * 0x01010101u, over |= magnitudes + kMost * 0x01010101u;
+        }
+        is_seen = (seen & 0x80808080u) != 0, is_over = (over & 0x80808080u) != 0;
+    }
+};
+
+// E4M3: stores the block's valid columns to the pool, 16 bytes a thread, 8 threads a column. Returns whether all columns that this warp has
+// stored surely fit their scale; a quick look that misses zeros and borderline cases.
 template <uint32_t kWidth>
-__device__ __forceinline__ void put_values(const Consumer& c, uint32_t pass, const Values<kWidth>& value) {
-    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32;
-    // Place of the pair: 16 warp + 8 (row % 2) + 2 (row / 2) of the 64 (layout/token_order.cuh).
-    const uint32_t piece = 2 * warp + lane / 4 % 2, word = lane / 8;
-    uint8_t* half = acts_tile(c) + c.warpgroup * (config::kBlockN * 128);
+__device__ __forceinline__ bool store_codes(const Consumer& c, const mega_moe::Tile& tile, const Place& place, uint32_t block) {
+    constexpr uint32_t kColumns = mega_moe::kNumConsumerThreads / kCodePieces, kLoads = (kWidth + kColumns - 1) / kColumns;
+    const uint32_t thread = place.warpgroup * 128 + place.thread, piece = thread % kCodePieces, column = thread / kCodePieces;
+    const uint32_t staged = ptx::smem_address(c.ctx.smem.out) + piece_place<kCodePieces>(piece, column);
+    uint4 codes[kLoads] = {};
+#pragma unroll
+    for (uint32_t i = 0; i < kLoads; ++i) {
+        if (kWidth % kColumns == 0 || column + kColumns * i < tile.num_rows) codes[i] = ptx::ld_shared_v4(staged + kColumns * 16 * i);
+    }
+    uint8_t* row = c.ctx.params.acts + uint64_t(tile.pool_row + column) * config::kActRowBytes + block * 128 + piece * 16;
+    bool is_over = false;
+    uint32_t fit = ~0u;  // bit 7 of each byte: so far columns of these 8 threads
+#pragma unroll
+    for (uint32_t i = 0; i < kLoads; ++i) {
+        const bool is_valid = column + kColumns * i < tile.num_rows;
+        if (is_valid) *reinterpret_cast<uint4*>(row + uint64_t(i) * (kColumns * config::kActRowBytes)) = codes[i];
+        const Look look(codes[i]);
+        is_over |= look.is_over && is_valid;
+        const uint32_t seen = __ballot_sync(~0u, look.is_seen || !is_valid);
+        fit &= ((seen & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) | seen;
+    }
+    return !__any_sync(~0u, is_over) && (fit & 0x80808080u) == 0x80808080u;
+}
+
+// E4M3. The scale is what was foreseen for the token, so that L2 need not multiply by it block by block, unless the block's values do not
+// lie well in E4M3: that shows in the codes, and is seldom, so they are stored before it is known.
+template <uint32_t kWidth>
+__device__ __forceinline__ void finish_codes(const Consumer& c, const mega_moe::Tile& tile, const Place& place, uint32_t block, const Pairs<kWidth>& pair) {
+    using mega_moe::sync_consumers;
+    put_codes<kWidth>(c, place, pair);
+    sync_consumers();
+    const uint32_t column = place.warpgroup * 128 + place.thread;
+    if (column < tile.num_rows) {
+        c.ctx.params.acts_sf[uint64_t(block) * c.ctx.params.pool_rows + tile.pool_row + column] = mega_moe::inverse_power(columns_of(c, place.warpgroup).scale(column));
+    }
+    if (!store_codes<kWidth>(c, tile, place, block) && place.lane == 0) atomicOr(&c.ctx.smem.may_not_fit, 1);
+    sync_consumers();
+    if (c.ctx.smem.may_not_fit == 0) return;
+    reduce_amax<kWidth>(c, place, pair);
+    sync_consumers();
+    choose_scales(c, tile, place, block);
+    sync_consumers();
+    put_codes<kWidth>(c, place, pair);
+    sync_consumers();
+    store_codes<kWidth>(c, tile, place, block);
+    sync_consumers();
+}
+
+// BF16: the pass's values to shared memory, 8 of a column's 128 in a piece: a warp has two.
+template <uint32_t kWidth>
+__device__ __forceinline__ void put_values(const Consumer& c, const Place& place, uint32_t pass, const Values<kWidth>& value) {
+    // Place of the pair: 16 warp + 8 (row % 2) + 2 (row / 2) of the warpgroup's 64 (layout/token_order.cuh).
+    constexpr uint32_t kPieces = 2 * kCodePieces;
+    const uint32_t piece = 8 * place.warpgroup + 2 * place.warp + place.lane / 4 % 2, word = place.lane / 8;
 #pragma unroll
     for (uint32_t j = 0; j < kWidth / 4; ++j) {
-        const uint32_t column = j / 2 * 8 + lane % 4 * 2 + j % 2;
-        uint8_t* place = half + column_piece(column, piece) + word * 4;
+        const uint32_t column = j / 2 * 8 + place.lane % 4 * 2 + j % 2;
+        uint8_t* at = c.ctx.smem.out + piece_place<kPieces>(piece, column) + word * 4;
         if constexpr (kM64 == 2) {
-            *reinterpret_cast<uint32_t*>(place) = ptx::cvt_bf16x2(value[0][j], value[kM64 - 1][j]);
+            *reinterpret_cast<uint32_t*>(at) = ptx::cvt_bf16x2(value[0][j], value[kM64 - 1][j]);
         } else {
-            reinterpret_cast<uint16_t*>(place)[pass] = uint16_t(ptx::cvt_bf16x2(value[0][j], 0.0f));
+            reinterpret_cast<uint16_t*>(at)[pass] = uint16_t(ptx::cvt_bf16x2(value[0][j], 0.0f));
         }
     }
 }
 
-// Copies the tile's valid columns to the pool, 16 bytes a thread.
-__device__ __forceinline__ void store_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t block) {
-    constexpr uint32_t kBytes = 128 * config::kActBytes, kPieces = kBytes / 16;
-    const uint32_t thread = c.warpgroup * 128 + c.thread;
-    for (uint32_t i = thread; i < tile.num_rows * kPieces; i += mega_moe::kNumConsumerThreads) {
-        const uint32_t column = i / kPieces, piece = i % kPieces;
-        uint8_t* row = c.ctx.params.acts + uint64_t(tile.pool_row + column) * config::kActRowBytes + block * kBytes;
-        const uint32_t place = ptx::smem_address(acts_tile(c)) + piece / 8 * (config::kBlockN * 128) + column_piece(column, piece % 8);
-        reinterpret_cast<uint4*>(row)[piece] = ptx::ld_shared_v4(place);
+// BF16: copies the tile's valid columns to the pool, 16 bytes a thread.
+template <uint32_t kWidth>
+__device__ __forceinline__ void store_values(const Consumer& c, const mega_moe::Tile& tile, const Place& place, uint32_t block) {
+    constexpr uint32_t kPieces = 2 * kCodePieces, kColumns = mega_moe::kNumConsumerThreads / kPieces, kLoads = (kWidth + kColumns - 1) / kColumns;
+    const uint32_t thread = place.warpgroup * 128 + place.thread, piece = thread % kPieces, column = thread / kPieces;
+    const uint32_t staged = ptx::smem_address(c.ctx.smem.out) + piece_place<kPieces>(piece, column);
+    uint4 values[kLoads];
+#pragma unroll
+    for (uint32_t i = 0; i < kLoads; ++i) {
+        if (column + kColumns * i < tile.num_rows) values[i] = ptx::ld_shared_v4(staged + kColumns * 16 * i);
+    }
+    uint8_t* row = c.ctx.params.acts + uint64_t(tile.pool_row + column) * config::kActRowBytes + block * 256 + piece * 16;
+#pragma unroll
+    for (uint32_t i = 0; i < kLoads; ++i) {
+        if (column + kColumns * i < tile.num_rows) *reinterpret_cast<uint4*>(row + uint64_t(i) * (kColumns * config::kActRowBytes)) = values[i];
     }
 }
 
 template <uint32_t kWidth, uint32_t kBlock>
-__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
-    using namespace mega_moe;
+__device__ __forceinline__ void finish_block(const Consumer& c, const mega_moe::Tile& tile, const Place& place, uint32_t pass, const Sums<kWidth>& sums) {
     const uint32_t block = tile.m_tile * config::kL1BlocksPerTile + kBlock;
+    const mega_moe::Columns& columns = columns_of(c, place.warpgroup);
     Values<kWidth> value;
-    activate_block<kWidth, kBlock>(c, tile, pass, sums, value);
+    Bias bias = {};
+    load_bias(c, tile, place, pass, block, bias);
     if constexpr (kStashes) {
         if (pass == 0) {
+            activate_block<kWidth, kBlock>(columns, bias, sums, value);
 #pragma unroll
-            for (uint32_t j = 0; j < kWidth / 4; ++j) stashed(c, j) = value[0][j];
+            for (uint32_t j = 0; j < kWidth / 4; j += 4) ptx::st_shared_f32x4(stashed(c, place, j), {value[0][j], value[0][j + 1], value[0][j + 2], value[0][j + 3]});
             return;
         }
     }
     if constexpr (config::kIsFp8) {
         Pairs<kWidth> pair;
+        if constexpr (kStashes) {
+#pragma unroll
+            for (uint32_t j = 0; j < kWidth / 4; j += 4) {
+                const float4 first = ptx::ld_shared_f32x4(stashed(c, place, j));
+                pair[0][j] = first.x, pair[0][j + 1] = first.y, pair[0][j + 2] = first.z, pair[0][j + 3] = first.w;
+            }
+        }
+        activate_block<kWidth, kBlock>(columns, bias, sums, value);
 #pragma unroll
         for (uint32_t j = 0; j < kWidth / 4; ++j) {
-            pair[0][j] = kStashes ? stashed(c, j) : value[0][j];
+            if constexpr (!kStashes) pair[0][j] = value[0][j];
             pair[1][j] = value[kM64 - 1][j];
         }
-        reduce_amax<kWidth>(c, pair);
-        sync_consumers();
-        scale_columns(c, tile, block);
-        put_codes<kWidth>(c, pair);
+        finish_codes<kWidth>(c, tile, place, block, pair);
     } else {
-        put_values<kWidth>(c, pass, value);
+        activate_block<kWidth, kBlock>(columns, bias, sums, value);
+        put_values<kWidth>(c, place, pass, value);
         if (pass + 1 < config::kNumPasses) return;
+        mega_moe::sync_consumers();
+        store_values<kWidth>(c, tile, place, block);
+        mega_moe::sync_consumers();
     }
-    sync_consumers();
-    store_block(c, tile, block);
-    sync_consumers();
 }
 
 template <uint32_t kWidth>
 __device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
-    if (pass == 0) wait_columns(c);
-    finish_block<kWidth, 0>(c, tile, pass, sums);
-    if constexpr (config::kL1BlocksPerTile > 1) finish_block<kWidth, 1>(c, tile, pass, sums);
+    const Place place;
+    if (pass == 0) {
+        wait_columns(place);
+        if constexpr (config::kIsFp8) make_scales<kWidth>(columns_of(c, place.warpgroup), place, tile.num_rows, [](float foreseen) { return mega_moe::inverse_power(foreseen); });
+    }
+    if (config::kIsFp8 && pass + 1 == config::kNumPasses) sync_warpgroup(place.warpgroup);  // the scales have been made
+    finish_block<kWidth, 0>(c, tile, place, pass, sums);
+    if constexpr (config::kL1BlocksPerTile > 1) finish_block<kWidth, 1>(c, tile, place, pass, sums);
     // Publish: the stores happen before the release through the last barrier; L2's loader fences the proxy on its side.
-    if (pass + 1 == config::kNumPasses && c.warpgroup == 0 && c.thread == 0) {
+    if (pass + 1 == config::kNumPasses && place.warpgroup == 0 && place.thread == 0) {
         ptx::red_release_gpu_add(&c.ctx.params.l1_done[tile.token_tile], 1);
     }
 }
@@ -1738,7 +2207,7 @@ __device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::T
 // Role: L2 epilogue (each consumer warpgroup for itself, after mma)
 // Waits for:  nothing beyond the tile's sums
 // Produces:   bf16(top-k weight x (alpha x sums + bias)) in the home rank's partials, one row a slot, by way of shared memory: 128
-//             bytes of a row at a time; counts in l2_done
+//             bytes of a row at a time; the block counts in l2_done when all its tiles are stored
 // Registers:  config::kConsumerRegisters
 //#pragma once
 //#include "mega_moe/roles/columns_sm90.cuh"
@@ -1746,60 +2215,76 @@ __device__ __forceinline__ void epilogue_l1(const Consumer& c, const mega_moe::T
 
 namespace roles {
 
-// One 64-row tile: 64 neighbouring hidden values of each column.
+// The warpgroup's 64-row tile `m`: 64 neighbouring hidden values of each column.
 template <uint32_t kWidth>
-__device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::Tile& tile, uint32_t m64, const float (&sums)[kWidth / 2]) {
+__device__ __forceinline__ void finish_rows(const Consumer& c, const mega_moe::Tile& tile, uint32_t m, const float (&sums)[kWidth / 2]) {
     using namespace mega_moe;
     const Params& params = c.ctx.params;
-    const Columns& columns = columns_of(c);
-    const uint32_t thread = c.thread_now(), lane = thread % 32, warp = thread / 32, hidden = tile.m_tile * config::kBlockM + 64 * m64;
-    const uint32_t staged = ptx::smem_address(c.ctx.smem.out) + c.warpgroup * (config::kBlockN * 128);
+    const Place place;
+    const Columns& columns = columns_of(c, place.warpgroup);
+    const uint32_t hidden = tile.m_tile * config::kBlockM + 128 * place.warpgroup + 64 * m, out = ptx::smem_address(c.ctx.smem.out);
+    constexpr uint32_t kPieces = 8 * config::kNumConsumerWarpgroups;
+    float bias[2] = {0.0f, 0.0f};
+    if (params.l2_bias != nullptr) {
+        const float* row = params.l2_bias + uint64_t(tile.expert) * config::kHiddenPadded + hidden + 16 * place.warp + place.lane / 4;
+        bias[0] = row[0], bias[1] = row[8];
+    }
+    const uint32_t pairs = ptx::smem_address(&columns.pairs[place.lane % 4]);
+    const float alpha = columns.alpha[0];
+    uint32_t matrices[2][kWidth / 8];
 #pragma unroll
-    for (uint32_t half = 0; half < 2; ++half) {
-        float bias = 0.0f;
-        if (params.l2_bias != nullptr) bias = params.l2_bias[uint64_t(tile.expert) * config::kHiddenPadded + hidden + 16 * warp + 8 * half + lane / 4];
-        uint32_t matrices[kWidth / 8];
+    for (uint32_t i = 0; i < kWidth / 8; ++i) {
+        const float4 pair = ptx::ld_shared_f32x4(pairs + 4 * i * sizeof(ColumnPair));
+        const float scale[2] = {config::kIsFp8 ? pair.x : alpha, config::kIsFp8 ? pair.y : alpha};
 #pragma unroll
-        for (uint32_t i = 0; i < kWidth / 8; ++i) {
-            const float2 weight = *reinterpret_cast<const float2*>(&columns.factor[8 * i + lane % 4 * 2]);
-            float2 scale = {columns.alpha[0], columns.alpha[0]};
-            if constexpr (config::kIsFp8) scale = *reinterpret_cast<const float2*>(&columns.scale[8 * i + lane % 4 * 2]);
-            matrices[i] = ptx::cvt_bf16x2(fmaf(sums[4 * i + 2 * half], scale.x, bias) * weight.x, fmaf(sums[4 * i + 2 * half + 1], scale.y, bias) * weight.y);
+        for (uint32_t half = 0; half < 2; ++half) {
+            matrices[half][i] = ptx::cvt_bf16x2(fmaf(sums[4 * i + 2 * half], scale[0], bias[half]) * pair.z, fmaf(sums[4 * i + 2 * half + 1], scale[1], bias[half]) * pair.w);
         }
-        store_columns<kWidth>(staged, 2 * warp + half, matrices);
     }
-    sync_warpgroup(c);
-    uint8_t* partials = comm::part<uint8_t>(params.peers, 0, params.sym.partials) + hidden * 2 + c.thread % 8 * 16;
-#pragma unroll 4
-    for (uint32_t column = c.thread / 8; column < tile.num_rows; column += 16) {
-        const uint4 piece = ptx::ld_shared_v4(staged + column_piece(column, c.thread % 8));
-        *reinterpret_cast<uint4*>(partials + uint64_t(columns.slot[column]) * (config::kHiddenPadded * 2)) = piece;
+    if (m > 0) sync_warpgroup(place.warpgroup);  // the last tile's have been read; before the first one columns were waited for
+    const uint32_t first_piece = 8 * place.warpgroup + 2 * place.warp;
+    store_columns<kWidth, kPieces>(out, first_piece, place.lane, matrices[0]);
+    store_columns<kWidth, kPieces>(out, first_piece + 1, place.lane, matrices[1]);
+    // 8 threads store a column's 128 bytes. All loads come before the first store: their ways overlap.
+    constexpr uint32_t kLoads = (kWidth + 15) / 16;
+    const uint32_t piece = place.thread % 8, column = place.thread / 8, staged = out + piece_place<kPieces>(8 * place.warpgroup + piece, column);
+    uint32_t slots[kLoads];
+#pragma unroll
+    for (uint32_t i = 0; i < kLoads; ++i) slots[i] = column + 16 * i < tile.num_rows ? columns.slot[column + 16 * i] : 0;
+    sync_warpgroup(place.warpgroup);
+    uint4 values[kLoads];
+#pragma unroll
+    for (uint32_t i = 0; i < kLoads; ++i) {
+        if (kWidth % 16 == 0 || column + 16 * i < tile.num_rows) values[i] = ptx::ld_shared_v4(staged + 256 * i);
     }
-    sync_warpgroup(c);
+    uint8_t* partials = comm::part<uint8_t>(params.peers, 0, params.sym.partials) + hidden * 2 + piece * 16;
+#pragma unroll
+    for (uint32_t i = 0; i < kLoads; ++i) {
+        if (column + 16 * i < tile.num_rows) *reinterpret_cast<uint4*>(partials + uint64_t(slots[i]) * (config::kHiddenPadded * 2)) = values[i];
+    }
 }
 
-// What each column's sums are multiplied by: alpha, and the foreseen scale where the sums do not have scale factors in them.
-template <bool kHasOwnSf>
-__device__ __forceinline__ void scale_sums(const Consumer& c, const mega_moe::Tile& tile) {
-    mega_moe::Columns& columns = columns_of(c);
-    const mega_moe::ActsForecast forecast = columns.forecast;
-#pragma unroll 1
-    for (uint32_t column = c.thread; column < tile.num_rows; column += 128) {
-        const float foreseen = kHasOwnSf ? 1.0f : mega_moe::foresee_acts_scale(forecast, columns.scale[column], 1.0f);
-        columns.scale[column] = columns.alpha[0] * foreseen;
-    }
-    sync_warpgroup(c);
-}
-
-template <uint32_t kWidth, bool kHasOwnSf>
-__device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, const Sums<kWidth>& sums) {
+template <uint32_t kWidth>
+__device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::Tile& tile, uint32_t pass, bool has_own_sf, const Sums<kWidth>& sums) {
     if (pass == 0) {
-        wait_columns(c);
-        if constexpr (config::kIsFp8) scale_sums<kHasOwnSf>(c, tile);
+        const Place place;
+        wait_columns(place);
+        if constexpr (config::kIsFp8) {
+            // Alpha, and the foreseen scale where the sums do not have scale factors in them.
+            mega_moe::Columns& columns = columns_of(c, place.warpgroup);
+            const float alpha = columns.alpha[0];
+            make_scales<kWidth>(columns, place, tile.num_rows, [=](float foreseen) { return alpha * (has_own_sf ? 1.0f : foreseen); });
+            sync_warpgroup(place.warpgroup);
+        }
     }
 #pragma unroll
-    for (uint32_t m = 0; m < kM64; ++m) finish_rows<kWidth>(c, tile, c.m64(pass, m), sums[m]);
-    if (pass + 1 == config::kNumPasses && c.thread == 0) ptx::red_release_gpu_add(c.ctx.params.l2_done, 1);
+    for (uint32_t m = 0; m < kM64; ++m) finish_rows<kWidth>(c, tile, kM64 == 2 ? m : pass, sums[m]);
+}
+
+// After the block's last tile: its partials are there.
+__device__ __forceinline__ void publish_partials(const mega_moe::Context& ctx, uint32_t consumer_thread) {
+    mega_moe::sync_consumers();
+    if (consumer_thread == 0) ptx::red_release_gpu_add(ctx.params.l2_done, 1);
 }
 
 }  // namespace roles
@@ -1809,43 +2294,46 @@ __device__ __forceinline__ void epilogue_l2(const Consumer& c, const mega_moe::T
 namespace roles {
 
 // By the narrowest MMA that holds the tile's tokens. Sums do not leave the instance of their width: where instances of several
-// widths meet, their accumulators would have to meet in the same registers.
-template <bool kIsL2, bool kHasOwnSf, uint32_t kWidth>
-__device__ __forceinline__ void finish_width(Consumer& c, const mega_moe::Tile& tile) {
-    if constexpr (kWidth > config::kMinWidth && !kHasOwnSf) {
-        if (tile.width < kWidth) return finish_width<kIsL2, kHasOwnSf, kWidth - config::kWidthStep>(c, tile);
+// widths meet, their accumulators would have to meet in the same registers. Both layers share an instance: each would have registers of its
+// own for what MMAs read.
+template <uint32_t kWidth>
+__device__ __forceinline__ void finish_width(Consumer& c, const mega_moe::Tile& tile, bool is_l2, bool has_own_sf, uint32_t width) {
+    if constexpr (kWidth > config::kMinWidth) {
+        if (width < kWidth) return finish_width<kWidth - config::kWidthStep>(c, tile, is_l2, has_own_sf, width);
     }
     for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
         Sums<kWidth> sums;
-        multiply_pass<kIsL2, kHasOwnSf, kWidth>(c, sums);
-        if constexpr (kIsL2) {
-            epilogue_l2<kWidth, kHasOwnSf>(c, tile, pass, sums);
+        multiply_pass<kWidth>(c, sums, is_l2, has_own_sf);
+        if (is_l2) {
+            epilogue_l2<kWidth>(c, tile, pass, has_own_sf, sums);
         } else {
             epilogue_l1<kWidth>(c, tile, pass, sums);
         }
     }
 }
 
-template <bool kIsL2>
-__device__ __forceinline__ void finish_tile(Consumer& c, const mega_moe::Tile& tile) {
-    fetch_columns<kIsL2>(c, tile);
-    if constexpr (kIsL2 && config::kIsFp8) {
-        // Seldom: one instance is enough, the widest.
-        if (c.ctx.smem.has_own_sf[c.cursor.stage] != 0) return finish_width<kIsL2, true, config::kBlockN>(c, tile);
+__device__ __forceinline__ void finish_tile(Consumer& c, const mega_moe::Tile& tile, bool is_l2) {
+    if (is_l2) {
+        fetch_columns<true>(c, tile);
+    } else {
+        fetch_columns<false>(c, tile);
     }
-    finish_width<kIsL2, false, config::kBlockN>(c, tile);
+    const bool has_own_sf = config::kIsFp8 && is_l2 && c.ctx.smem.has_own_sf[c.cursor.stage] != 0;
+    finish_width<config::kBlockN>(c, tile, is_l2, has_own_sf, has_own_sf ? config::kBlockN : tile.width);  // seldom: the widest has to do
 }
 
 }  // namespace roles
-#line 12 "/mega_moe/sm90.cuh"
+#line 15 "/mega_moe/sm90.cuh"
 #line 1 "/mega_moe/roles/dispatch_sm90.cuh"
-// Role: dispatch (all warps, before they part)
-// Waits for:  the launch before this one (griddepcontrol)
-// Produces:   the schedule in shared memory (each block the same); in global memory, for every routed row, the quantised token in the
-//             pool with its scale, slot and top-k weight: a block does its share of the tokens, and counts rows in rows_ready[tile]
+// Role: dispatch (all warps but the loaders', which leave as soon as there is a schedule)
+// Waits for:  the schedule
+// Produces:   in global memory, for every routed row, the quantised token in the pool with its scales, slot and top-k weight: a block does
+//             its share of the tokens, and counts rows in rows_ready[tile]
 // Registers:  those of the launch
 //
-// A lane makes 16 stored bytes at a time: vector v of a block of 64 is, in token order, four runs of kRun neighbours, 16 apart
+// Work is dealt in pieces: kPieceBytes of a stored token, which in E4M3 are the values that share a scale. A warp takes a piece, whatever
+// the number of tokens: the pieces of few tokens are made at once, those of many one after the other with the next one's loads ahead.
+// A lane makes 16 stored bytes: vector v of a block of 64 is, in token order, four runs of kRun neighbours, 16 apart
 // (layout/token_order.cuh). So loads fill whole sectors, and stores whole lines.
 //#pragma once
 #line 1 "/layout/token_order.cuh"
@@ -1881,8 +2369,9 @@ static_assert(TokenOrder<true>::position(16 * 3 + 8 * 1 + 4 * 1 + 2) == 32 * 1 +
 static_assert(TokenOrder<false>::position(16 * 3 + 4 * 2 + 2 * 1 + 1) == 16 * 2 + 8 * 1 + 2 * 3 + 1);
 
 }  // namespace layout
-#line 11 "/mega_moe/roles/dispatch_sm90.cuh"
+#line 13 "/mega_moe/roles/dispatch_sm90.cuh"
 //#include "mega_moe/context_sm90.cuh"
+//#include "mega_moe/roles/build_schedule_sm90.cuh"
 #line 1 "/mega_moe/scale_search.cuh"
 // Which scale makes E4M3 nearest to a block of 512 values: one of four, a quarter of a binade apart. Rule: formats/block_scaled.py.
 //#pragma once
@@ -1898,316 +2387,231 @@ struct BlockScale {
     float smallest;  // the least of the four: what would make the largest value 448
 };
 
+// The error of the nearest E4M3 value, up to its sign, by FP32 arithmetic alone. x times 2^20 - 1 is x 2^20, a multiple of its last bit's
+// unit, less x: rounded, it leaves x to four significant bits, and what was rounded off is the product's own error, which fma gives exactly.
+// (2^20 + 1 would fail just below powers of two, where the sum gets another last bit.) Below 2^-6 E4M3 is coarser than that, but errors there
+// are nothing in the unit below; ties round either way, with the same magnitude; nothing lies beyond 448.
+__device__ __forceinline__ float rounding_error(float x) {
+    constexpr float kCut = 1048575.0f;
+    const float product = x * kCut;
+    return fmaf(x, kCut, -product);
+}
+
 // Sum of the squared errors of a lane's pairs of bf16, in units of 2^-10 of a squared code step at 1. Integers: the sum over all lanes does
 // not depend on who has which value.
 template <uint32_t kPairs>
 __device__ __forceinline__ uint32_t squared_error(const uint32_t (&pairs)[kPairs], float inverse) {
-    constexpr float kOnes = 8388608.0f;  // 2^23: a sum with it has its integer part in its low bits
+    constexpr float kUnits = 8192.0f;  // 2^13: a sum with it has multiples of 2^-10 in its low bits
     uint32_t sum = 0;
 #pragma unroll
     for (uint32_t pair : pairs) {
-        const float x = ptx::bf16_low(pair) * inverse, y = ptx::bf16_high(pair) * inverse;
-        const float2 rounded = ptx::cvt_f32x2(ptx::cvt_e4m3x2(x, y));
-        const float a = (rounded.x - x) * 32.0f, b = (rounded.y - y) * 32.0f;
-        sum += __float_as_uint(fmaf(a, a, kOnes)) + __float_as_uint(fmaf(b, b, kOnes));
+        const float a = rounding_error(ptx::bf16_low(pair) * inverse), b = rounding_error(ptx::bf16_high(pair) * inverse);
+        sum += __float_as_uint(fmaf(a, a, kUnits)) + __float_as_uint(fmaf(b, b, kUnits));
     }
-    return sum;  // 512 times the bits of 2^23 are zero, modulo 2^32
+    return sum;  // 512 times the bits of 2^13 are zero, modulo 2^32
 }
 
-// A warp: kPairs pairs a lane, together 512 values.
+// A warp: the largest magnitude of kPairs pairs a lane.
 template <uint32_t kPairs>
-__device__ __forceinline__ BlockScale search_scale(const uint32_t (&pairs)[kPairs]) {
+__device__ __forceinline__ float largest_of(const uint32_t (&pairs)[kPairs]) {
+    constexpr uint32_t kMagnitudes = 0x7FFF7FFF;
+    uint32_t most = pairs[0] & kMagnitudes;
+#pragma unroll
+    for (uint32_t i = 1; i < kPairs; ++i) most = ptx::max_bf16x2(most, pairs[i] & kMagnitudes);
+    const float own = fmaxf(fmaxf(ptx::bf16_low(most), ptx::bf16_high(most)), 0.0f);  // also where all are NaN
+    return __uint_as_float(ptx::redux_max(__float_as_uint(own)));  // bits of floats that are not negative order as the floats do
+}
+
+// A warp: kPairs pairs a lane, together 512 values, whose largest magnitude is known.
+template <uint32_t kPairs>
+__device__ __forceinline__ BlockScale search_scale(const uint32_t (&pairs)[kPairs], float largest) {
     static_assert(kPairs * 2 * 32 == 512);
-    float largest = 0.0f;
-#pragma unroll
-    for (uint32_t pair : pairs) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(pair)), fabsf(ptx::bf16_high(pair))));
-#pragma unroll
-    for (uint32_t step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
     constexpr float kSteps[4] = {1.0f, 1.18920708f, 1.41421354f, 1.68179286f};    // 2^(i/4)
     constexpr float kWeights[4] = {1.0f, 1.41421354f, 2.0f, 2.82842708f};         // their squares
     const float smallest = fmaxf(largest, config::kMinAmax) / 448.0f;
-    BlockScale best = {smallest, 1.0f / smallest, smallest};
-    float least = float(ptx::redux_add(squared_error(pairs, best.inverse)));
+    // Each lane makes one of the four reciprocals: a division is many instructions.
+    const uint32_t lane = threadIdx.x % 32;
+    const float own_step = lane & 2 ? (lane & 1 ? kSteps[3] : kSteps[2]) : (lane & 1 ? kSteps[1] : kSteps[0]);
+    const float own_inverse = 1.0f / (smallest * own_step);
+    float inverses[4], errors[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) inverses[i] = __shfl_sync(~0u, own_inverse, i);
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) errors[i] = float(ptx::redux_add(squared_error(pairs, inverses[i]))) * kWeights[i];
+    BlockScale best = {smallest, inverses[0], smallest};
+    float least = errors[0];
 #pragma unroll
     for (uint32_t i = 1; i < 4; ++i) {
-        const float scale = smallest * kSteps[i], inverse = 1.0f / scale;
-        const float error = float(ptx::redux_add(squared_error(pairs, inverse))) * kWeights[i];
-        if (error < least) least = error, best.scale = scale, best.inverse = inverse;
+        if (errors[i] < least) least = errors[i], best.scale = smallest * kSteps[i], best.inverse = inverses[i];
     }
     return best;
 }
 
 }  // namespace mega_moe
-#line 13 "/mega_moe/roles/dispatch_sm90.cuh"
+#line 16 "/mega_moe/roles/dispatch_sm90.cuh"
 //#include "ptx/convert.cuh"
 //#include "ptx/fence.cuh"
 //#include "ptx/ld_st.cuh"
 
 namespace roles {
 
-constexpr uint32_t kNumWarps = config::kNumThreads / 32;
+constexpr uint32_t kNumDispatchThreads = config::kNumThreads - config::kFirstDispatchThread, kNumDispatchWarps = kNumDispatchThreads / 32;
 constexpr uint32_t kRun = layout::TokenOrder<config::kIsFp8>::kRun;
 constexpr uint32_t kVector = 16 / config::kActBytes;  // elements of a vector: runs of four 16-groups
 constexpr uint32_t kRowVectors = config::kTokenRowBytes / 16;
+constexpr uint32_t kPieceBytes = 32 * 16;  // a vector a lane
+constexpr uint32_t kPieces = (config::kTokenRowBytes + kPieceBytes - 1) / kPieceBytes;  // of a token
 static_assert(kVector == 4 * kRun);
+static_assert(!config::kIsFp8 || (kPieceBytes == config::kPromotedStages * config::kTokenKBytes && kPieces == config::kScaleBlocks));
+static_assert(config::kChunkTokens * config::kNumTopk <= kNumDispatchThreads, "a thread a slot");
+static_assert(config::kNumTopk <= 32, "a lane a slot of a token");
 
-__device__ __forceinline__ int32_t local_expert(const mega_moe::Params& params, uint32_t slot) {
-    const int32_t expert = mega_moe::home_expert(params, slot) - int32_t(params.rank * config::kNumLocalExperts);
-    return expert >= 0 && expert < int32_t(config::kNumLocalExperts) ? expert : -1;
-}
+__device__ __forceinline__ void sync_dispatch() { ptx::barrier_sync(mega_moe::kDispatchBarrier, kNumDispatchThreads); }
 
-// This block's share of the tokens: neighbours, so that its rows follow those of the blocks before it.
-struct Share {
-    uint32_t begin, end;
-
-    __device__ __forceinline__ explicit Share(uint32_t num_tokens) {
-        const uint32_t share = (num_tokens + gridDim.x - 1) / gridDim.x;
-        begin = min(blockIdx.x * share, num_tokens), end = min(begin + share, num_tokens);
-    }
+// A lane's part of a piece.
+struct Piece {
+    uint32_t words[kVector / 2];  // values: kRun bf16 of each of four 16-groups; staged codes as they are stored, in the first four
+    float scale;                  // of staged codes
 };
 
-// Counts the slots of each expert, and of them those before this block's share. A warp looks at 32 slots at a time; lane l counts
-// experts l, l + 32, ..., whose slots the bits of all lanes' experts tell: no two lanes ever meet at a counter.
-__device__ __forceinline__ void count_slots(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t first_own) {
-    constexpr uint32_t kSets = (config::kNumLocalExperts + 31) / 32, kAtOnce = kSets > 8 ? 8 : 12;  // loads in flight
-    constexpr uint32_t kBits = kSets <= 1 ? 5 : kSets <= 2 ? 6 : kSets <= 4 ? 7 : kSets <= 8 ? 8 : 9;
-    const uint32_t lane = threadIdx.x % 32, num_slots = params.num_tokens * config::kNumTopk;
-    uint32_t all[kSets] = {}, before[kSets] = {};
-    for (uint32_t begin = threadIdx.x / 32 * 32; begin < num_slots; begin += kAtOnce * config::kNumThreads) {
-        int32_t expert[kAtOnce];
-#pragma unroll
-        for (uint32_t i = 0; i < kAtOnce; ++i) {
-            const uint32_t slot = begin + i * config::kNumThreads + lane;
-            expert[i] = slot < num_slots ? local_expert(params, slot) : -1;
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < kAtOnce; ++i) {
-            const uint32_t first = begin + i * config::kNumThreads;
-            const uint32_t earlier = first >= first_own ? 0 : first_own - first >= 32 ? ~0u : (1u << (first_own - first)) - 1;
-            const uint32_t valid = __ballot_sync(~0u, expert[i] >= 0);
-            uint32_t same = valid;
-            uint32_t planes[kBits];
-#pragma unroll
-            for (uint32_t b = 0; b < kBits; ++b) {
-                planes[b] = __ballot_sync(~0u, expert[i] >> b & 1);
-                if (b < 5) same &= lane >> b & 1 ? planes[b] : ~planes[b];
-            }
-#pragma unroll
-            for (uint32_t set = 0; set < kSets; ++set) {
-                uint32_t mine = same;
-#pragma unroll
-                for (uint32_t b = 5; b < kBits; ++b) mine &= set >> (b - 5) & 1 ? planes[b] : ~planes[b];
-                all[set] += __popc(mine), before[set] += __popc(mine & earlier);
-            }
-        }
-    }
-#pragma unroll
-    for (uint32_t set = 0; set < kSets; ++set) {
-        const uint32_t e = set * 32 + lane;
-        if (all[set] > 0) atomicAdd(&schedule.rows[e], all[set]);
-        if (before[set] > 0) atomicAdd(&schedule.next[e], before[set]);
-    }
-}
-
-__device__ __forceinline__ void build_schedule(const mega_moe::Params& params, mega_moe::Schedule& schedule, const Share& share) {
-    for (uint32_t e = threadIdx.x; e < config::kNumLocalExperts; e += config::kNumThreads) schedule.rows[e] = 0, schedule.next[e] = 0;
-    __syncthreads();
-    count_slots(params, schedule, share.begin * config::kNumTopk);
-    __syncthreads();
-    if (params.recv_stats != nullptr && blockIdx.x == 0) {
-        for (uint32_t e = threadIdx.x; e < config::kNumLocalExperts; e += config::kNumThreads) params.recv_stats[e] += int32_t(schedule.rows[e]);
-    }
-    if (threadIdx.x < 32) {
-        // Inclusive sums over the experts, 32 at a time.
-        uint32_t before = 0;
-        if (threadIdx.x == 0) schedule.tile_begin[0] = 0;
-        for (uint32_t first = 0; first < config::kNumLocalExperts; first += 32) {
-            const uint32_t e = first + threadIdx.x;
-            uint32_t tiles = e < config::kNumLocalExperts ? (schedule.rows[e] + config::kBlockN - 1) / config::kBlockN : 0;
-            for (uint32_t step = 1; step < 32; step *= 2) {
-                const uint32_t t = __shfl_up_sync(~0u, tiles, step);
-                if (threadIdx.x >= step) tiles += t;
-            }
-            tiles += before;
-            if (e < config::kNumLocalExperts) schedule.tile_begin[e + 1] = tiles;
-            before = __shfl_sync(~0u, tiles, 31);
-        }
-    }
-    __syncthreads();
-}
-
-// A vector's values as they come: kRun bf16 of each of four 16-groups.
-struct Values16 {
-    uint32_t words[kVector / 2];
-};
-
-__device__ __forceinline__ Values16 load_values(const uint8_t* x_row, uint32_t vector) {
-    constexpr uint32_t kWords = kRun / 2;
-    Values16 values = {};
-    if (vector >= kRowVectors) return values;
+__device__ __forceinline__ void load_values(const uint8_t* x_row, uint32_t vector, Piece& piece) {
+    constexpr uint32_t kWords = kRun / 2, kAll = 4 * kWords;
     const uint32_t first = vector * kVector / 64 * 64 + vector % (64 / kVector) * kRun;
-    const bool is_aligned = reinterpret_cast<uint64_t>(x_row) % (kRun * 2) == 0;
+    if (reinterpret_cast<uint64_t>(x_row) % (kRun * 2) == 0 && (config::kHidden % 64 == 0 || first + 48 + kRun <= config::kHidden)) {
 #pragma unroll
-    for (uint32_t t = 0; t < 4; ++t) {
-        const uint32_t k = first + 16 * t;
-        if (is_aligned && k + kRun <= config::kHidden) {
+        for (uint32_t t = 0; t < 4; ++t) {
+            const uint8_t* run = x_row + (first + 16 * t) * 2;
             if constexpr (kWords == 2) {
-                const uint2 run = *reinterpret_cast<const uint2*>(x_row + k * 2);
-                values.words[2 * t] = run.x, values.words[2 * t + 1] = run.y;
+                const uint2 words = *reinterpret_cast<const uint2*>(run);
+                piece.words[2 * t] = words.x, piece.words[2 * t + 1] = words.y;
             } else {
-                values.words[t] = *reinterpret_cast<const uint32_t*>(x_row + k * 2);
-            }
-        } else {
-#pragma unroll
-            for (uint32_t i = 0; i < kRun; ++i) {
-                if (k + i < config::kHidden) values.words[kWords * t + i / 2] |= uint32_t(reinterpret_cast<const uint16_t*>(x_row)[k + i]) << (16 * (i % 2));
+                piece.words[t] = *reinterpret_cast<const uint32_t*>(run);
             }
         }
+        return;
     }
-    return values;
+    // Seldom, so it is short: words are shifted in one by one.
+    const uint16_t* x = reinterpret_cast<const uint16_t*>(x_row);
+#pragma unroll 1
+    for (uint32_t i = 0; i < kAll; ++i) {
+        const uint32_t k = first + 16 * (i / kWords) + 2 * (i % kWords);
+        const uint32_t low = k < config::kHidden ? x[k] : 0, high = k + 1 < config::kHidden ? x[k + 1] : 0;
+#pragma unroll
+        for (uint32_t w = 0; w + 1 < kAll; ++w) piece.words[w] = piece.words[w + 1];
+        piece.words[kAll - 1] = low | high << 16;
+    }
 }
 
-__device__ __forceinline__ uint4 encode(const Values16& values, float inverse = 1.0f) {
-    uint32_t stored[4];
-#pragma unroll
-    for (uint32_t t = 0; t < 4; ++t) {
-        if constexpr (config::kIsFp8) {
-            stored[t] = ptx::cvt_e4m3x4(values.words[2 * t], values.words[2 * t + 1], inverse);
-        } else {
-            stored[t] = values.words[t];
+// A staged token's scales, then the one that would make its largest value 448.
+__device__ __forceinline__ const float* staged_scales(const mega_moe::Params& params, uint32_t token) {
+    return comm::part<const float>(params.peers, 0, params.sym.token_sf) + uint64_t(token) * (config::kScaleBlocks + 1);
+}
+
+// Piece `index` of this rank's tokens; zeros from token `end` on, and where a token is padded.
+__device__ __forceinline__ Piece load_piece(const mega_moe::Params& params, uint32_t end, uint32_t index) {
+    const uint32_t token = index / kPieces, block = index % kPieces, vector = block * 32 + threadIdx.x % 32;
+    Piece piece = {};
+    if (token >= end) return piece;
+    if (params.x != nullptr) {
+        if (vector < kRowVectors) load_values(params.x + uint64_t(token) * params.x_stride_bytes, vector, piece);
+    } else {
+        const uint4* row = reinterpret_cast<const uint4*>(comm::part<const uint8_t>(params.peers, 0, params.sym.tokens) + uint64_t(token) * config::kTokenRowBytes);
+        const uint4 stored = vector < kRowVectors ? row[vector] : uint4{};
+        piece.words[0] = stored.x, piece.words[1] = stored.y, piece.words[2] = stored.z, piece.words[3] = stored.w;
+        if constexpr (config::kIsFp8) piece.scale = staged_scales(params, token)[block];
+    }
+    return piece;
+}
+
+// The first slot of a thread, and the first piece of a warp, among those of the tokens from `first_token` on.
+__device__ __forceinline__ uint32_t own_slot(uint32_t first_token) { return first_token * config::kNumTopk + threadIdx.x - config::kFirstDispatchThread; }
+__device__ __forceinline__ uint32_t own_piece(uint32_t first_token) { return first_token * kPieces + (threadIdx.x - config::kFirstDispatchThread) / 32; }
+
+// What a thread begins with. Of the first tokens it is on its way while the schedule is made.
+struct Ahead {
+    uint64_t index;  // of the thread's slot
+    float weight;
+    Piece piece;
+
+    __device__ __forceinline__ void load_slot(const mega_moe::Params& params, const Share& share, uint32_t first_token) {
+        const uint32_t slot = own_slot(first_token);
+        const bool has_slot = slot < share.end * config::kNumTopk;
+        index = has_slot ? expert_index(params, slot) : ~uint64_t(0);
+        weight = has_slot ? params.topk_weights[slot] : 0.0f;
+    }
+};
+
+// Quantises a piece and puts it into each of its token's rows; `place` is the token's among those in hand, `largest` the largest magnitude (E4M3).
+__device__ __forceinline__ void put_piece(const mega_moe::Params& params, mega_moe::OwnTokens& own, uint32_t place, uint32_t block, const Piece& piece, float largest) {
+    const uint32_t lane = threadIdx.x % 32, vector = block * 32 + lane;
+    const uint32_t (&pool_rows)[config::kNumTopk] = own.pool_rows[place];
+    uint4 stored = {piece.words[0], piece.words[1], piece.words[2], piece.words[3]};
+    float scale = piece.scale;
+    if constexpr (config::kIsFp8) {
+        if (params.x != nullptr) {
+            const mega_moe::BlockScale found = mega_moe::search_scale(piece.words, largest);
+            scale = found.scale;
+            stored.x = ptx::cvt_e4m3x4(piece.words[0], piece.words[1], found.inverse), stored.y = ptx::cvt_e4m3x4(piece.words[2], piece.words[3], found.inverse);
+            stored.z = ptx::cvt_e4m3x4(piece.words[4], piece.words[5], found.inverse), stored.w = ptx::cvt_e4m3x4(piece.words[6], piece.words[7], found.inverse);
+            // Bits of floats that are not negative order as the floats do.
+            if (lane == 0) atomicMax(&own.scale[place], __float_as_uint(found.smallest));
         }
     }
-    return {stored[0], stored[1], stored[2], stored[3]};
-}
-
-// Puts a vector into each of the token's rows.
-__device__ __forceinline__ void store_vector(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t vector, const uint4& stored) {
-    if (vector >= kRowVectors) return;
+    uint8_t* tokens = params.tokens + vector * 16;
 #pragma unroll 8
     for (uint32_t k = 0; k < config::kNumTopk; ++k) {
         const uint32_t row = pool_rows[k];
-        if (row != ~0u) reinterpret_cast<uint4*>(params.tokens + uint64_t(row) * config::kTokenRowBytes)[vector] = stored;
+        if (row != ~0u && vector < kRowVectors) *reinterpret_cast<uint4*>(tokens + uint64_t(row) * config::kTokenRowBytes) = stored;
     }
-}
-
-// The largest of the values of kThreads threads: a warp's, or the block's.
-template <uint32_t kThreads>
-__device__ __forceinline__ float largest_of(mega_moe::Schedule& schedule, float value) {
-#pragma unroll
-    for (uint32_t step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
-    if constexpr (kThreads > 32) {
-        if (threadIdx.x % 32 == 0) schedule.warp_max[threadIdx.x / 32] = value;
-        __syncthreads();
-#pragma unroll
-        for (uint32_t warp = 0; warp < kNumWarps; ++warp) value = fmaxf(value, schedule.warp_max[warp]);
-    }
-    return value;
-}
-
-constexpr uint32_t kScaleVectors = config::kPromotedStages * config::kTokenKBytes / 16;  // of a block with one scale: a warp's, a vector a lane
-static_assert(!config::kIsFp8 || kScaleVectors == 32);
-constexpr uint32_t kScaleBlocks = config::kScaleBlocks;
-static_assert(kScaleBlocks == (kRowVectors + kScaleVectors - 1) / kScaleVectors || !config::kIsFp8);
-
-// Gives the rows of a token the scale of a block.
-__device__ __forceinline__ void store_scale(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t block, float scale) {
-    const uint32_t lane = threadIdx.x % 32;
-    if (lane < config::kNumTopk && pool_rows[lane] != ~0u) params.tokens_sf[uint64_t(block) * params.pool_rows + pool_rows[lane]] = scale;
-}
-
-template <uint32_t kThreads>
-__device__ __forceinline__ Values16 load_first(const mega_moe::Params& params, uint32_t token) {
-    return load_values(params.x + uint64_t(token) * params.x_stride_bytes, threadIdx.x % kThreads);
-}
-
-// kThreads threads: a token from the caller's x, quantised, to its rows; `first` is each thread's first vector of it. Returns the scale that
-// would make its largest value 448.
-template <uint32_t kThreads>
-__device__ __forceinline__ float quantize_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t token,
-                                                const Values16& first) {
-    const uint32_t thread = threadIdx.x % kThreads;
-    const uint8_t* x_row = params.x + uint64_t(token) * params.x_stride_bytes;
     if constexpr (config::kIsFp8) {
-        float largest = 0.0f;
-        Values16 values = first;
-#pragma unroll 1
-        for (uint32_t vector = thread; vector / kScaleVectors < kScaleBlocks; vector += kThreads) {
-            const Values16 next = load_values(x_row, vector + kThreads);
-            const mega_moe::BlockScale found = mega_moe::search_scale(values.words);
-            store_vector(params, pool_rows, vector, encode(values, found.inverse));
-            store_scale(params, pool_rows, vector / kScaleVectors, found.scale);
-            largest = fmaxf(largest, found.smallest);
-            values = next;
+        if (lane < config::kNumTopk && pool_rows[lane] != ~0u) params.tokens_sf[uint64_t(block) * params.pool_rows + pool_rows[lane]] = scale;
+    }
+}
+
+__device__ __forceinline__ void dispatch(const mega_moe::Params& params, const mega_moe::Schedule& schedule, mega_moe::OwnTokens& own, const Share& share, Ahead& ahead) {
+    const uint32_t thread = threadIdx.x - config::kFirstDispatchThread;
+    uint32_t index = own_piece(share.begin);
+    for (uint32_t begin = share.begin; begin < share.end; begin += config::kChunkTokens) {
+        const uint32_t end = min(begin + config::kChunkTokens, share.end);
+        // A thread a slot.
+        const bool has_slot = thread < config::kChunkTokens * config::kNumTopk;
+        const int32_t expert = has_slot ? local_expert(params, ahead.index) : -1;
+        const float weight = ahead.weight;
+        uint32_t tile = 0, pool_row = ~0u;
+        if (expert >= 0) {
+            const uint32_t row = atomicAdd(&own.next[expert], 1u);
+            tile = schedule.tile_begin[expert] + row / config::kBlockN;
+            pool_row = tile * config::kBlockN + row % config::kBlockN;
         }
-        return largest_of<kThreads>(schedule, largest);
-    } else {
-        store_vector(params, pool_rows, thread, encode(first));
+        if (has_slot) own.pool_rows[thread / config::kNumTopk][thread % config::kNumTopk] = pool_row;
+        if (thread < config::kChunkTokens) own.scale[thread] = 0;
+        sync_dispatch();
 #pragma unroll 1
-        for (uint32_t vector = thread + kThreads; vector < kRowVectors; vector += kThreads) store_vector(params, pool_rows, vector, encode(load_values(x_row, vector)));
-        return 1.0f;
-    }
-}
-
-// kThreads threads: a token that staging has quantised.
-template <uint32_t kThreads>
-__device__ __forceinline__ float copy_token(const mega_moe::Params& params, const uint32_t (&pool_rows)[config::kNumTopk], uint32_t token) {
-    const uint4* row = reinterpret_cast<const uint4*>(comm::part<const uint8_t>(params.peers, 0, params.sym.tokens) + uint64_t(token) * config::kTokenRowBytes);
-#pragma unroll 4
-    for (uint32_t vector = threadIdx.x % kThreads; vector < kRowVectors; vector += kThreads) store_vector(params, pool_rows, vector, row[vector]);
-    if constexpr (!config::kIsFp8) return 1.0f;
-    const float* scales = comm::part<const float>(params.peers, 0, params.sym.token_sf) + uint64_t(token) * (kScaleBlocks + 1);
-    for (uint32_t block = threadIdx.x % kThreads / 32; block < kScaleBlocks; block += kThreads / 32) store_scale(params, pool_rows, block, scales[block]);
-    return scales[kScaleBlocks];
-}
-
-// One token, by kThreads threads: a warp, or the whole block.
-template <uint32_t kThreads>
-__device__ __forceinline__ void dispatch_token(const mega_moe::Params& params, mega_moe::Schedule& schedule, uint32_t token, const Values16& first) {
-    static_assert(config::kNumTopk <= 32, "a lane a slot");
-    const uint32_t warp = threadIdx.x % kThreads < 32 ? threadIdx.x / 32 : ~0u, lane = threadIdx.x % 32, slot = token * config::kNumTopk + lane;
-    uint32_t (&pool_rows)[config::kNumTopk] = schedule.pool_rows[kThreads == 32 ? threadIdx.x / 32 : 0];
-    uint32_t tile = 0, pool_row = ~0u;
-    const int32_t expert = warp != ~0u && lane < config::kNumTopk ? local_expert(params, slot) : -1;
-    if (expert >= 0) {
-        const uint32_t row = atomicAdd(&schedule.next[expert], 1u);
-        tile = schedule.tile_begin[expert] + row / config::kBlockN;
-        pool_row = tile * config::kBlockN + row % config::kBlockN;
-    }
-    if (warp != ~0u && lane < config::kNumTopk) pool_rows[lane] = pool_row;
-    if constexpr (kThreads == 32) __syncwarp();
-    else __syncthreads();
-    const float scale = params.x != nullptr ? quantize_token<kThreads>(params, schedule, pool_rows, token, first) : copy_token<kThreads>(params, pool_rows, token);
-    if (expert >= 0) {
-        params.routed[pool_row] = slot;
-        params.routed_weights[pool_row] = params.topk_weights[slot];
-        if constexpr (config::kHasTokenScales) params.routed_sf[pool_row] = scale;
-    }
-    // The release below publishes all these threads' writes: they happen before it through the barrier.
-    if constexpr (kThreads == 32) __syncwarp();
-    else __syncthreads();
-    if (expert >= 0) ptx::red_release_gpu_add(&params.rows_ready[tile], 1);
-}
-
-__device__ __forceinline__ void dispatch(const mega_moe::Params& params, mega_moe::Schedule& schedule) {
-    ptx::griddepcontrol_wait();
-    const Share share(params.num_tokens);
-    // A single token's values are on their way while the schedule is made.
-    const bool is_single = share.end - share.begin == 1;
-    Values16 first = {};
-    if (is_single && params.x != nullptr) first = load_first<config::kNumThreads>(params, share.begin);
-    build_schedule(params, schedule, share);
-    if (is_single) {
-        dispatch_token<config::kNumThreads>(params, schedule, share.begin, first);
-        return;
-    }
-    for (uint32_t token = share.begin + threadIdx.x / 32; token < share.end; token += kNumWarps) {
-        if (params.x != nullptr) first = load_first<32>(params, token);
-        dispatch_token<32>(params, schedule, token, first);
+        for (; index < end * kPieces; index += kNumDispatchWarps) {
+            // A look at all values, before the next ones' loads start: who waits for these later would wait for those too.
+            float largest = 0.0f;
+            if constexpr (config::kIsFp8) largest = mega_moe::largest_of(ahead.piece.words);
+            const Piece next = load_piece(params, share.end, index + kNumDispatchWarps);
+            put_piece(params, own, index / kPieces - begin, index % kPieces, ahead.piece, largest);
+            ahead.piece = next;
+        }
+        float staged_scale = 0.0f;
+        if (config::kIsFp8 && params.x == nullptr && expert >= 0) staged_scale = staged_scales(params, begin + thread / config::kNumTopk)[config::kScaleBlocks];
+        ahead.load_slot(params, share, end);
+        sync_dispatch();
+        if (expert >= 0) {
+            params.routed[pool_row] = own_slot(begin);
+            params.routed_weights[pool_row] = weight;
+            if constexpr (config::kHasTokenScales) params.routed_sf[pool_row] = params.x != nullptr ? __uint_as_float(own.scale[thread / config::kNumTopk]) : staged_scale;
+            // The release publishes all these threads' writes: they happen before it through the barrier.
+            ptx::red_release_gpu_add(&params.rows_ready[tile], 1);
+        }
+        sync_dispatch();  // `own` has been read: the next tokens, or results of tiles, take its place
     }
 }
 
 }  // namespace roles
-#line 13 "/mega_moe/sm90.cuh"
+#line 16 "/mega_moe/sm90.cuh"
 #line 1 "/mega_moe/roles/load_acts_sm90.cuh"
 // Role: load activations (one thread of warp 1)
 // Waits for:  a stage's empty barrier; L1: the tile's rows from dispatch; L2: all L1 tiles of the token tile
@@ -2226,17 +2630,17 @@ __device__ __forceinline__ void load_rows(const mega_moe::Context& ctx, const me
     constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages;
     constexpr uint32_t kParts = config::kTokenKBytes / 128;  // 128-byte sub-blocks of a stage: one in E4M3, two in BF16
     constexpr uint32_t kSfBytes = config::kBlockN * 4;
+    const uint32_t first_row = tile.pool_row, num_rows = tile.num_rows, rows = (num_rows + config::kBoxRows - 1) / config::kBoxRows * config::kBoxRows;
     bool has_own_sf = false;
     if constexpr (kIsL2) {
         comm::wait_counter(ctx.watchdog, &ctx.params.l1_done[tile.token_tile], config::kL1MTiles, comm::WaitFor::kL1Tiles, tile.token_tile);
         if constexpr (config::kIsFp8) has_own_sf = ptx::ld_acquire_gpu(&ctx.params.has_own_sf[tile.token_tile]) != 0;
     } else {
-        comm::wait_counter(ctx.watchdog, &ctx.params.rows_ready[tile.token_tile], tile.num_rows, comm::WaitFor::kDispatch, tile.token_tile);
+        comm::wait_counter(ctx.watchdog, &ctx.params.rows_ready[tile.token_tile], num_rows, comm::WaitFor::kDispatch, tile.token_tile);
     }
     // Dispatch and the L1 epilogue write with ordinary stores, copies read through the async proxy.
     ptx::fence_proxy_async_global();
     const ptx::TensorMap* map = kIsL2 ? ctx.acts_map : ctx.tokens_map;
-    const uint32_t rows = (tile.num_rows + config::kBoxRows - 1) / config::kBoxRows * config::kBoxRows;
     for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
         for (uint32_t k = 0; k < kStages; ++k, cursor.advance()) {
             const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
@@ -2248,14 +2652,14 @@ __device__ __forceinline__ void load_rows(const mega_moe::Context& ctx, const me
             ptx::mbarrier_arrive_expect_tx(full, rows * config::kTokenKBytes + (has_sf ? kSfBytes : 0));
             if (has_sf) {
                 const float* sf = kIsL2 ? ctx.params.acts_sf + uint64_t(k) * ctx.params.pool_rows : ctx.params.tokens_sf + uint64_t(k / config::kPromotedStages) * ctx.params.pool_rows;
-                ptx::cp_async_bulk(ptx::smem_address(ctx.smem.sf[cursor.stage]), sf + tile.pool_row, kSfBytes, full);
+                ptx::cp_async_bulk(ptx::smem_address(ctx.smem.sf[cursor.stage]), sf + first_row, kSfBytes, full);
             }
             const uint32_t stage = ptx::smem_address(ctx.smem.tokens[cursor.stage]);
             for (uint32_t row = 0; row < rows; row += config::kBoxRows) {
 #pragma unroll
                 for (uint32_t part = 0; part < kParts; ++part) {
                     ptx::cp_async_bulk_tensor_2d(stage + (part * config::kBlockN + row) * 128, map, (k * config::kTokenKBytes + part * 128) / config::kActBytes,
-                                                 tile.pool_row + row, full);
+                                                 first_row + row, full);
                 }
             }
         }
@@ -2266,17 +2670,20 @@ __device__ __forceinline__ void load_acts(const mega_moe::Context& ctx) {
     pipeline::RingCursor cursor;
     ptx::prefetch_tensormap(ctx.tokens_map);
     ptx::prefetch_tensormap(ctx.acts_map);
-    ctx.scheduler.for_each_tile([&](const mega_moe::Tile& tile) {
-        if (tile.is_l2) {
+    mega_moe::QueuePlace place;
+    ctx.scheduler.for_each_tile([&](bool is_l2, uint32_t) {
+        const mega_moe::Tile& tile = mega_moe::wait_tile(ctx.watchdog, ctx.smem.queue, place);
+        if (is_l2) {
             load_rows<true>(ctx, tile, cursor);
         } else {
             load_rows<false>(ctx, tile, cursor);
         }
+        mega_moe::release_tile(ctx.smem.queue, place, true);
     });
 }
 
 }  // namespace roles
-#line 14 "/mega_moe/sm90.cuh"
+#line 17 "/mega_moe/sm90.cuh"
 #line 1 "/mega_moe/roles/load_weights_sm90.cuh"
 // Role: load weights (one thread of warp 0)
 // Waits for:  a stage's empty barrier
@@ -2289,40 +2696,72 @@ __device__ __forceinline__ void load_acts(const mega_moe::Context& ctx) {
 
 namespace roles {
 
-__device__ __forceinline__ void load_weights(const mega_moe::Context& ctx) {
-    const uint64_t policy = ptx::createpolicy_evict_first();
-    pipeline::RingCursor cursor;
-    ctx.scheduler.for_each_tile([&](const mega_moe::Tile& tile) {
-        const uint32_t num_stages = tile.is_l2 ? config::kL2KStages : config::kL1KStages, m_tiles = tile.is_l2 ? config::kL2MTiles : config::kL1MTiles;
-        const uint8_t* blocks = (tile.is_l2 ? ctx.params.l2_weights : ctx.params.l1_weights) +
-                                uint64_t(tile.expert * m_tiles + tile.m_tile) * num_stages * config::kWeightBlockBytes;
-        for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
-            const uint8_t* source = blocks;
-            for (uint32_t k = 0; k < num_stages; ++k, cursor.advance(), source += config::kWeightBlockBytes) {
-                const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
-                // Consumers read the stage's last weights by ordinary loads; the copy writes through the async proxy.
-                ptx::fence_proxy_async_shared();
-                const uint32_t stage = ptx::smem_address(ctx.smem.weights[cursor.stage]);
-                ptx::mbarrier_arrive_expect_tx(full, config::kWeightStageBytes);
-                if constexpr (config::kNumPasses == 1) {
-                    ptx::cp_async_bulk(stage, source, config::kWeightStageBytes, full, policy);
-                } else {
-                    // A pass takes one of each warpgroup's two 64-row tiles: its codes, and the scale factors behind all codes.
-                    constexpr uint32_t kCodes = config::kStageCodeBytes / 2, kScales = config::kStageScaleBytes / 2;
+template <bool kIsL2>
+__device__ __forceinline__ void load_blocks(const mega_moe::Context& ctx, const mega_moe::Tile& tile, pipeline::RingCursor& cursor, uint64_t policy) {
+    constexpr uint32_t kStages = kIsL2 ? config::kL2KStages : config::kL1KStages, kMTiles = kIsL2 ? config::kL2MTiles : config::kL1MTiles;
+    const uint8_t* blocks = (kIsL2 ? ctx.params.l2_weights : ctx.params.l1_weights) + uint64_t(tile.expert * kMTiles + tile.m_tile) * kStages * config::kWeightBlockBytes;
+    for (uint32_t pass = 0; pass < config::kNumPasses; ++pass) {
+        const uint8_t* source = blocks;
+        for (uint32_t k = 0; k < kStages; ++k, cursor.advance(), source += config::kWeightBlockBytes) {
+            const uint32_t full = pipeline::wait_empty(ctx.watchdog, ctx.smem.ring, cursor);
+            // Consumers read the stage's last weights by ordinary loads; the copy writes through the async proxy.
+            ptx::fence_proxy_async_shared();
+            const uint32_t stage = ptx::smem_address(ctx.smem.weights[cursor.stage]);
+            ptx::mbarrier_arrive_expect_tx(full, config::kWeightStageBytes);
+            if constexpr (config::kNumPasses == 1) {
+                ptx::cp_async_bulk(stage, source, config::kWeightStageBytes, full, policy);
+            } else {
+                // A pass takes one of each warpgroup's two 64-row tiles: its codes, and the scale factors behind all codes.
+                constexpr uint32_t kCodes = config::kStageCodeBytes / 2, kScales = config::kStageScaleBytes / 2;
 #pragma unroll
-                    for (uint32_t warpgroup = 0; warpgroup < 2; ++warpgroup) {
-                        const uint32_t m64 = 2 * warpgroup + pass;
-                        ptx::cp_async_bulk(stage + warpgroup * kCodes, source + m64 * kCodes, kCodes, full, policy);
-                        ptx::cp_async_bulk(stage + 2 * kCodes + warpgroup * kScales, source + 4 * kCodes + m64 * kScales, kScales, full, policy);
-                    }
+                for (uint32_t warpgroup = 0; warpgroup < 2; ++warpgroup) {
+                    const uint32_t m64 = 2 * warpgroup + pass;
+                    ptx::cp_async_bulk(stage + warpgroup * kCodes, source + m64 * kCodes, kCodes, full, policy);
+                    ptx::cp_async_bulk(stage + 2 * kCodes + warpgroup * kScales, source + 4 * kCodes + m64 * kScales, kScales, full, policy);
                 }
             }
         }
+    }
+}
+
+__device__ __forceinline__ void load_weights(const mega_moe::Context& ctx) {
+    const uint64_t policy = ptx::createpolicy_evict_first();
+    pipeline::RingCursor cursor;
+    mega_moe::QueuePlace place;
+    ctx.scheduler.for_each_tile([&](bool is_l2, uint32_t) {
+        const mega_moe::Tile& tile = mega_moe::wait_tile(ctx.watchdog, ctx.smem.queue, place);
+        if (is_l2) {
+            load_blocks<true>(ctx, tile, cursor, policy);
+        } else {
+            load_blocks<false>(ctx, tile, cursor, policy);
+        }
+        mega_moe::release_tile(ctx.smem.queue, place, true);
     });
 }
 
 }  // namespace roles
-#line 15 "/mega_moe/sm90.cuh"
+#line 18 "/mega_moe/sm90.cuh"
+#line 1 "/mega_moe/roles/queue_tiles_sm90.cuh"
+// Role: queue tiles (one thread of warp 2)
+// Waits for:  a place in the queue of tiles
+// Produces:   the block's tiles in their order
+// Registers:  config::kLoaderRegisters
+//#pragma once
+//#include "mega_moe/context_sm90.cuh"
+
+namespace roles {
+
+__device__ __forceinline__ void queue_tiles(const mega_moe::Context& ctx) {
+    mega_moe::QueuePlace place;
+    uint32_t l1_expert = 0, l2_expert = 0;
+    ctx.scheduler.for_each_tile([&](bool is_l2, uint32_t i) {
+        const mega_moe::Tile tile = is_l2 ? ctx.scheduler.tile_at<true>(i, l2_expert) : ctx.scheduler.tile_at<false>(i, l1_expert);
+        mega_moe::push_tile(ctx.watchdog, ctx.smem.queue, place, tile);
+    });
+}
+
+}  // namespace roles
+#line 19 "/mega_moe/sm90.cuh"
 //#include "ptx/warp.cuh"
 
 extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
@@ -2334,39 +2773,54 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
 
     if (threadIdx.x == 0) {
         pipeline::init(smem.ring);
+        smem.queue.init();
         ptx::fence_mbarrier_init();
+        smem.may_not_fit = 0;
     }
+    roles::clear_schedule(smem.schedule, own_tokens(smem));
     if constexpr (config::kIsFp8) fill_decode_table(smem.decode_table);
     if (threadIdx.x < config::kBlockN) {
-        smem.amax[threadIdx.x] = 0;
-        for (Columns& columns : smem.columns) columns.factor[threadIdx.x] = columns.scale[threadIdx.x] = 0.0f;  // of columns that no tile has filled yet
+        largest_bits(smem)[threadIdx.x] = 0;
+        for (Columns& columns : smem.columns) columns.weight(threadIdx.x) = columns.scale(threadIdx.x) = 0.0f;  // of columns that no tile has filled yet
     }
-    roles::dispatch(params, smem.schedule);
+    const roles::Share share(params.num_tokens);
     __syncthreads();
+    ptx::griddepcontrol_wait();
+    const bool is_dispatch = threadIdx.x >= config::kFirstDispatchThread;
+    roles::Ahead ahead = {};
+    if (is_dispatch) ahead.load_slot(params, share, share.begin);
+    const roles::Counts counts = roles::count_slots(params, share);
+    if (is_dispatch) ahead.piece = roles::load_piece(params, share.end, roles::own_piece(share.begin));
+    roles::build_schedule(params, smem.schedule, own_tokens(smem), counts);
+    // The first three warps go on at once: weights need the schedule only. No barrier of the block comes after this.
+    if (is_dispatch) roles::dispatch(params, smem.schedule, own_tokens(smem), share, ahead);
 
     const Context ctx{params, &tokens_map, &acts_map, smem, Scheduler{smem.schedule}, comm::Watchdog{params.error_record, params.timeout_ns, params.rank}};
 
-    // The branch is uniform by warpgroup, as setmaxnreg needs it.
+    // The branch is uniform by warpgroup, as setmaxnreg needs it: it is one instruction for all warps of the loaders' group, at their own times.
     if (threadIdx.x < config::kFirstConsumerThread) {
         ptx::setmaxnreg_dec<config::kLoaderRegisters>();
         if (threadIdx.x == 0) {
             roles::load_weights(ctx);
         } else if (threadIdx.x == 32) {
             roles::load_acts(ctx);
+        } else if (threadIdx.x == 64) {
+            roles::queue_tiles(ctx);
         }
     } else {
         ptx::setmaxnreg_inc<config::kConsumerRegisters>();
         const uint32_t thread = threadIdx.x - config::kFirstConsumerThread;
         roles::Consumer consumer(ctx, thread);
+        QueuePlace place;
         // Without the attribute the largest kernels call it, and MMAs do not run across calls.
-        ctx.scheduler.for_each_tile([&](const Tile& tile) __attribute__((always_inline)) {
-            if (tile.is_l2) {
-                roles::finish_tile<true>(consumer, tile);
-            } else {
-                roles::finish_tile<false>(consumer, tile);
-            }
+        ctx.scheduler.for_each_tile([&](bool is_l2, uint32_t) __attribute__((always_inline)) {
+            const Tile& tile = wait_tile(ctx.watchdog, smem.queue, place);
+            roles::finish_tile(consumer, tile, is_l2);
+            __syncwarp();
+            release_tile(smem.queue, place, thread % 32 == 0);
         });
         ptx::griddepcontrol_launch_dependents();
+        roles::publish_partials(ctx, thread);
         roles::combine(ctx, thread);
         roles::cleanup(ctx, thread, &smem.is_last);
     }

@@ -168,6 +168,13 @@ __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
     return d;
 }
 
+// The larger ones of two pairs of bf16; a NaN beside a number is ignored.
+__device__ __forceinline__ uint32_t max_bf16x2(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
 // Byte look-up: each selector nibble (0..7) picks a byte of {high, low}.
 __device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
     uint32_t d;
@@ -238,11 +245,25 @@ __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
 // reading that number (S2R) takes its place in the queue of shared memory's loads: 100 clocks and more in the middle of a loop.
 __device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, threadIdx.x % 32); }
 
+// The thread's number, read here and not before.
+__device__ __forceinline__ uint32_t thread_in_block() {
+    uint32_t thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 // Sum over a warp's lanes, modulo 2^32.
 __device__ __forceinline__ uint32_t redux_add(uint32_t value) {
     uint32_t sum;
     asm volatile("redux.sync.add.u32 %0, %1, 0xFFFFFFFF;" : "=r"(sum) : "r"(value));
     return sum;
+}
+
+// The largest of a warp's values.
+__device__ __forceinline__ uint32_t redux_max(uint32_t value) {
+    uint32_t largest;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xFFFFFFFF;" : "=r"(largest) : "r"(value));
+    return largest;
 }
 
 // Stores kNum 8 x 8 matrices of 16-bit elements, transposed: lane l has elements (row l / 4, columns 2 (l % 4) and + 1) of each, and
@@ -282,41 +303,62 @@ struct BlockScale {
     float smallest;  // the least of the four: what would make the largest value 448
 };
 
+// The error of the nearest E4M3 value, up to its sign, by FP32 arithmetic alone. x times 2^20 - 1 is x 2^20, a multiple of its last bit's
+// unit, less x: rounded, it leaves x to four significant bits, and what was rounded off is the product's own error, which fma gives exactly.
+// (2^20 + 1 would fail just below powers of two, where the sum gets another last bit.) Below 2^-6 E4M3 is coarser than that, but errors there
+// are nothing in the unit below; ties round either way, with the same magnitude; nothing lies beyond 448.
+__device__ __forceinline__ float rounding_error(float x) {
+    constexpr float kCut = 1048575.0f;
+    const float product = x * kCut;
+    return fmaf(x, kCut, -product);
+}
+
 // Sum of the squared errors of a lane's pairs of bf16, in units of 2^-10 of a squared code step at 1. Integers: the sum over all lanes does
 // not depend on who has which value.
 template <uint32_t kPairs>
 __device__ __forceinline__ uint32_t squared_error(const uint32_t (&pairs)[kPairs], float inverse) {
-    constexpr float kOnes = 8388608.0f;  // 2^23: a sum with it has its integer part in its low bits
+    constexpr float kUnits = 8192.0f;  // 2^13: a sum with it has multiples of 2^-10 in its low bits
     uint32_t sum = 0;
 #pragma unroll
     for (uint32_t pair : pairs) {
-        const float x = ptx::bf16_low(pair) * inverse, y = ptx::bf16_high(pair) * inverse;
-        const float2 rounded = ptx::cvt_f32x2(ptx::cvt_e4m3x2(x, y));
-        const float a = (rounded.x - x) * 32.0f, b = (rounded.y - y) * 32.0f;
-        sum += __float_as_uint(fmaf(a, a, kOnes)) + __float_as_uint(fmaf(b, b, kOnes));
+        const float a = rounding_error(ptx::bf16_low(pair) * inverse), b = rounding_error(ptx::bf16_high(pair) * inverse);
+        sum += __float_as_uint(fmaf(a, a, kUnits)) + __float_as_uint(fmaf(b, b, kUnits));
     }
-    return sum;  // 512 times the bits of 2^23 are zero, modulo 2^32
+    return sum;  // 512 times the bits of 2^13 are zero, modulo 2^32
 }
 
-// A warp: kPairs pairs a lane, together 512 values.
+// A warp: the largest magnitude of kPairs pairs a lane.
 template <uint32_t kPairs>
-__device__ __forceinline__ BlockScale search_scale(const uint32_t (&pairs)[kPairs]) {
+__device__ __forceinline__ float largest_of(const uint32_t (&pairs)[kPairs]) {
+    constexpr uint32_t kMagnitudes = 0x7FFF7FFF;
+    uint32_t most = pairs[0] & kMagnitudes;
+#pragma unroll
+    for (uint32_t i = 1; i < kPairs; ++i) most = ptx::max_bf16x2(most, pairs[i] & kMagnitudes);
+    const float own = fmaxf(fmaxf(ptx::bf16_low(most), ptx::bf16_high(most)), 0.0f);  // also where all are NaN
+    return __uint_as_float(ptx::redux_max(__float_as_uint(own)));  // bits of floats that are not negative order as the floats do
+}
+
+// A warp: kPairs pairs a lane, together 512 values, whose largest magnitude is known.
+template <uint32_t kPairs>
+__device__ __forceinline__ BlockScale search_scale(const uint32_t (&pairs)[kPairs], float largest) {
     static_assert(kPairs * 2 * 32 == 512);
-    float largest = 0.0f;
-#pragma unroll
-    for (uint32_t pair : pairs) largest = fmaxf(largest, fmaxf(fabsf(ptx::bf16_low(pair)), fabsf(ptx::bf16_high(pair))));
-#pragma unroll
-    for (uint32_t step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
     constexpr float kSteps[4] = {1.0f, 1.18920708f, 1.41421354f, 1.68179286f};    // 2^(i/4)
     constexpr float kWeights[4] = {1.0f, 1.41421354f, 2.0f, 2.82842708f};         // their squares
     const float smallest = fmaxf(largest, config::kMinAmax) / 448.0f;
-    BlockScale best = {smallest, 1.0f / smallest, smallest};
-    float least = float(ptx::redux_add(squared_error(pairs, best.inverse)));
+    // Each lane makes one of the four reciprocals: a division is many instructions.
+    const uint32_t lane = threadIdx.x % 32;
+    const float own_step = lane & 2 ? (lane & 1 ? kSteps[3] : kSteps[2]) : (lane & 1 ? kSteps[1] : kSteps[0]);
+    const float own_inverse = 1.0f / (smallest * own_step);
+    float inverses[4], errors[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) inverses[i] = __shfl_sync(~0u, own_inverse, i);
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) errors[i] = float(ptx::redux_add(squared_error(pairs, inverses[i]))) * kWeights[i];
+    BlockScale best = {smallest, inverses[0], smallest};
+    float least = errors[0];
 #pragma unroll
     for (uint32_t i = 1; i < 4; ++i) {
-        const float scale = smallest * kSteps[i], inverse = 1.0f / scale;
-        const float error = float(ptx::redux_add(squared_error(pairs, inverse))) * kWeights[i];
-        if (error < least) least = error, best.scale = scale, best.inverse = inverse;
+        if (errors[i] < least) least = errors[i], best.scale = smallest * kSteps[i], best.inverse = inverses[i];
     }
     return best;
 }
@@ -452,7 +494,7 @@ __device__ __forceinline__ void quantize_token(const Params& params, const uint8
 #pragma unroll
             for (uint32_t w = 0; w < 4; ++w) pairs[4 * i + w] = piece.words[w];
         }
-        const mega_moe::BlockScale found = mega_moe::search_scale(pairs);
+        const mega_moe::BlockScale found = mega_moe::search_scale(pairs, mega_moe::largest_of(pairs));
         largest = fmaxf(largest, found.smallest);
         if (lane == 0) token_sf(params, token)[block] = found.scale;
 #pragma unroll
