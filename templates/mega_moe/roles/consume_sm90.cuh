@@ -7,8 +7,7 @@
 namespace roles {
 
 // By the narrowest MMA that holds the tile's tokens. Sums do not leave the instance of their width: where instances of several
-// widths meet, their accumulators would have to meet in the same registers. Both layers share an instance: each would have registers of its
-// own for what MMAs read.
+// widths meet, their accumulators would have to meet in the same registers.
 template <uint32_t kWidth>
 __device__ __forceinline__ void finish_width(Consumer& c, const mega_moe::Tile& tile, bool is_l2, bool has_own_sf, uint32_t width) {
     if constexpr (kWidth > config::kMinWidth) {

@@ -4,7 +4,8 @@
 // Registers:  config::kConsumerRegisters: kM64 x kBlockN / 2 sums (E4M3: twice, see below), two jobs of decoded weights
 //
 // A stage is two jobs, so that one is always multiplied while the other is decoded: with two 64-row tiles a warpgroup (kM64) a job
-// is one of them, 128 of K; with one it is a unit, 64 of K.
+// is one of them, 128 of K; with one it is a unit, 64 of K. Both layers go through the same loop: each would have registers of its own for
+// what MMAs read.
 //
 // Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: the tensor core adds up kPromotedStages
 // stages, then what it has is added to FP32 totals; the other warpgroup's MMAs fill the gap.
@@ -39,16 +40,6 @@ struct Consumer {
         const uint32_t first = warpgroup * (kM64 * mega_moe::kUnitsPerStage * 128) + thread;
         codes = ptx::keep(first * 16), scales = ptx::keep(config::kStageCodeBytes + first * 2);
         table = ptx::keep(ptx::smem_address(context.smem.decode_table) + thread % config::kTableCopies * 8);
-    }
-
-    // Of this warpgroup's tile m in a pass: its number among the block's four, of which a warpgroup has two neighbours.
-    __device__ __forceinline__ uint32_t m64(uint32_t pass, uint32_t m) const { return 2 * warpgroup + (kM64 == 2 ? m : pass); }
-
-    // The thread, for an epilogue: addresses made of it are made there, and not before the MMAs, whose registers they would take.
-    __device__ __forceinline__ uint32_t thread_now() const {
-        uint32_t now = thread;
-        ptx::tie(now);
-        return now;
     }
 
     __device__ __forceinline__ void release_if(bool condition, uint32_t stage) const {
@@ -175,7 +166,8 @@ __device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const
 // a / b of powers of two.
 __device__ __forceinline__ float power_ratio(float a, float b) { return __uint_as_float(__float_as_uint(a) - __float_as_uint(b) + 0x3F800000); }
 
-// From units of one stage's scale factors to the next's. All are powers of two: nothing is rounded.
+// From units of one stage's scale factors to the next's. All are powers of two: nothing is rounded. (The compiler wants to see a wait
+// before ordinary instructions change sums.)
 template <uint32_t kWidth>
 __device__ __forceinline__ void rescale(const Consumer& c, uint32_t from, uint32_t to, Sums<kWidth>& sums) {
     ptx::wgmma_wait_group<0>();
@@ -221,7 +213,7 @@ __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWi
     decode<0>(work);
 }
 
-// Sums a pass: L1 over hidden, L2 over intermediate.
+// Sums a pass: L1 over hidden, L2 over intermediate. A tile with scale factors of its own is rescaled from stage to stage, between MMAs.
 template <uint32_t kWidth>
 __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total, bool is_l2, bool has_own_sf) {
     constexpr uint32_t kPromoted = config::kPromotedStages;
