@@ -22,9 +22,9 @@ MIN_AMAX = 1e-10  # smaller rows and blocks are quantised as if they had this ma
 SF_GRAN_K = 128  # intermediate values that share a scale factor; one K stage of L2
 TOKEN_SF_GRAN_K = 512  # values of a token that share a scale; what L1 sums between promotions
 ONE_PASS_TILES = (8, 16, 24, 32, 48, 64)  # token tiles whose 256 weight rows fit the registers at once
-# Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded. The widest, for E4M3
-# only, pays from this mean number of tokens an expert on: its last tile has more empty columns.
-TWO_PASS_TILES, WIDEST_TILE, _WIDEST_FROM = (128,), 192, 512
+# Wider token tiles take two passes of 128 rows: more MMA work for each weight that is decoded. The widest is for E4M3
+# only.
+TWO_PASS_TILES, WIDEST_TILE = (128,), 192
 _WIDTH_STEP = 64  # of the MMAs of wide tiles, for those that are not full
 _BLOCK_M, _BLOCK_K = 256, 128
 # K stages after which E4M3 sums are promoted from the tensor core's 13-bit adder to FP32. On an H200 (hidden 4096,
@@ -56,13 +56,12 @@ def token_tile(problem: Problem, recipe: Recipe, num_tokens: int) -> int:
     """Return the token tile for a call.
 
     The narrowest that holds the mean share of an expert and 1.5 standard deviations more, so that few experts need a
-    second tile, which would read their weights again; where none does, the widest that pays. docs/hopper_speed.md has
-    the times of neighbouring tiles that the rule rests on.
+    second tile, which would read their weights again; the widest where none does. docs/hopper_speed.md has the times
+    of neighbouring tiles that the rule rests on.
     """
     mean = problem.tokens_per_expert(num_tokens)
-    tiles = [n for n in token_tiles(problem, recipe) if n != WIDEST_TILE or mean >= _WIDEST_FROM]
-    likely = mean + 1.5 * math.sqrt(mean)
-    return next((n for n in tiles if likely <= n), tiles[-1])
+    tiles = token_tiles(problem, recipe)
+    return next((n for n in tiles if mean + 1.5 * math.sqrt(mean) <= n), tiles[-1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -123,6 +123,12 @@ __device__ __forceinline__ uint32_t ld_acquire_gpu(const uint32_t* address) {
     return v;
 }
 
+__device__ __forceinline__ uint32_t ld_relaxed_gpu(const uint32_t* address) {
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+    return v;
+}
+
 __device__ __forceinline__ void st_release_gpu(uint32_t* address, uint32_t value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
@@ -282,14 +288,16 @@ __device__ __forceinline__ void wait_barrier(const Watchdog& watchdog, uint32_t 
     }
 }
 
-// Waits until a counter in global memory has reached `expected`; acquires what its writers released.
+// Waits until a counter in global memory has reached `expected`; acquires what its writers released. Only the last look acquires: each such
+// look empties the SM's L1, and one after the other they hold up the releases of its other warps.
 __device__ __forceinline__ void wait_counter(const Watchdog& watchdog, const uint32_t* counter, uint32_t expected, WaitFor wait_for, uint32_t index) {
     uint32_t seen = ptx::ld_acquire_gpu(counter);
     if (seen >= expected) return;
     const uint64_t start = ptx::globaltimer_ns();
-    while ((seen = ptx::ld_acquire_gpu(counter)) < expected) {
+    while ((seen = ptx::ld_relaxed_gpu(counter)) < expected) {
         watchdog.check(start, wait_for, index, expected, seen);
     }
+    ptx::ld_acquire_gpu(counter);
 }
 
 }  // namespace comm

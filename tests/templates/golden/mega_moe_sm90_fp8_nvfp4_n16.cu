@@ -194,6 +194,12 @@ __device__ __forceinline__ uint32_t ld_acquire_gpu(const uint32_t* address) {
     return v;
 }
 
+__device__ __forceinline__ uint32_t ld_relaxed_gpu(const uint32_t* address) {
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+    return v;
+}
+
 __device__ __forceinline__ void st_release_gpu(uint32_t* address, uint32_t value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
@@ -353,14 +359,16 @@ __device__ __forceinline__ void wait_barrier(const Watchdog& watchdog, uint32_t 
     }
 }
 
-// Waits until a counter in global memory has reached `expected`; acquires what its writers released.
+// Waits until a counter in global memory has reached `expected`; acquires what its writers released. Only the last look acquires: each such
+// look empties the SM's L1, and one after the other they hold up the releases of its other warps.
 __device__ __forceinline__ void wait_counter(const Watchdog& watchdog, const uint32_t* counter, uint32_t expected, WaitFor wait_for, uint32_t index) {
     uint32_t seen = ptx::ld_acquire_gpu(counter);
     if (seen >= expected) return;
     const uint64_t start = ptx::globaltimer_ns();
-    while ((seen = ptx::ld_acquire_gpu(counter)) < expected) {
+    while ((seen = ptx::ld_relaxed_gpu(counter)) < expected) {
         watchdog.check(start, wait_for, index, expected, seen);
     }
+    ptx::ld_acquire_gpu(counter);
 }
 
 }  // namespace comm
@@ -1367,7 +1375,8 @@ __device__ __forceinline__ float activate(float value) {
 // Registers:  config::kConsumerRegisters: kM64 x kBlockN / 2 sums (E4M3: twice, see below), two jobs of decoded weights
 //
 // A stage is two jobs, so that one is always multiplied while the other is decoded: with two 64-row tiles a warpgroup (kM64) a job
-// is one of them, 128 of K; with one it is a unit, 64 of K.
+// is one of them, 128 of K; with one it is a unit, 64 of K. Both layers go through the same loop: each would have registers of its own for
+// what MMAs read.
 //
 // Hopper's FP8 adder keeps 13 fraction bits below the largest term, so E4M3 sums are promoted: the tensor core adds up kPromotedStages
 // stages, then what it has is added to FP32 totals; the other warpgroup's MMAs fill the gap.
@@ -1399,7 +1408,7 @@ __device__ __forceinline__ uint64_t gmma_descriptor(uint32_t smem) {
 constexpr uint64_t kDescriptorStep = 32 >> 4;
 
 }  // namespace layout
-#line 15 "/mega_moe/roles/mma_sm90.cuh"
+#line 16 "/mega_moe/roles/mma_sm90.cuh"
 //#include "mega_moe/context_sm90.cuh"
 #line 1 "/mega_moe/decode_fp4.cuh"
 // FP4 weights to wgmma A fragments, in registers. Formats of the packed words: layouts/weights_sm90.py.
@@ -1504,7 +1513,7 @@ __device__ __forceinline__ void decode_unit(const PackedUnit& unit, uint32_t (&a
 }
 
 }  // namespace mega_moe
-#line 17 "/mega_moe/roles/mma_sm90.cuh"
+#line 18 "/mega_moe/roles/mma_sm90.cuh"
 #line 1 "/ptx/fence.cuh"
 // Fences between proxies and grids. PTX ISA, "Parallel Synchronization and Communication Instructions: membar/fence" and
 // "griddepcontrol".
@@ -1526,7 +1535,7 @@ __device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcon
 __device__ __forceinline__ void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 }  // namespace ptx
-#line 18 "/mega_moe/roles/mma_sm90.cuh"
+#line 19 "/mega_moe/roles/mma_sm90.cuh"
 #line 1 "/ptx/wgmma.cuh"
 // Warpgroup MMA with the A operand in registers. PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions".
 //#pragma once
@@ -1576,7 +1585,7 @@ struct Wgmma<16> {
 };
 #line 50
 }  // namespace ptx
-#line 19 "/mega_moe/roles/mma_sm90.cuh"
+#line 20 "/mega_moe/roles/mma_sm90.cuh"
 
 namespace roles {
 
@@ -1600,16 +1609,6 @@ struct Consumer {
         const uint32_t first = warpgroup * (kM64 * mega_moe::kUnitsPerStage * 128) + thread;
         codes = ptx::keep(first * 16), scales = ptx::keep(config::kStageCodeBytes + first * 2);
         table = ptx::keep(ptx::smem_address(context.smem.decode_table) + thread % config::kTableCopies * 8);
-    }
-
-    // Of this warpgroup's tile m in a pass: its number among the block's four, of which a warpgroup has two neighbours.
-    __device__ __forceinline__ uint32_t m64(uint32_t pass, uint32_t m) const { return 2 * warpgroup + (kM64 == 2 ? m : pass); }
-
-    // The thread, for an epilogue: addresses made of it are made there, and not before the MMAs, whose registers they would take.
-    __device__ __forceinline__ uint32_t thread_now() const {
-        uint32_t now = thread;
-        ptx::tie(now);
-        return now;
     }
 
     __device__ __forceinline__ void release_if(bool condition, uint32_t stage) const {
@@ -1736,7 +1735,8 @@ __device__ __forceinline__ void promote(const Consumer& c, uint32_t stage, const
 // a / b of powers of two.
 __device__ __forceinline__ float power_ratio(float a, float b) { return __uint_as_float(__float_as_uint(a) - __float_as_uint(b) + 0x3F800000); }
 
-// From units of one stage's scale factors to the next's. All are powers of two: nothing is rounded.
+// From units of one stage's scale factors to the next's. All are powers of two: nothing is rounded. (The compiler wants to see a wait
+// before ordinary instructions change sums.)
 template <uint32_t kWidth>
 __device__ __forceinline__ void rescale(const Consumer& c, uint32_t from, uint32_t to, Sums<kWidth>& sums) {
     ptx::wgmma_wait_group<0>();
@@ -1782,7 +1782,7 @@ __device__ __forceinline__ void multiply_stage(Consumer& c, Work& work, Sums<kWi
     decode<0>(work);
 }
 
-// Sums a pass: L1 over hidden, L2 over intermediate.
+// Sums a pass: L1 over hidden, L2 over intermediate. A tile with scale factors of its own is rescaled from stage to stage, between MMAs.
 template <uint32_t kWidth>
 __device__ __forceinline__ void multiply_pass(Consumer& c, Sums<kWidth>& total, bool is_l2, bool has_own_sf) {
     constexpr uint32_t kPromoted = config::kPromotedStages;
@@ -2294,8 +2294,7 @@ __device__ __forceinline__ void publish_partials(const mega_moe::Context& ctx, u
 namespace roles {
 
 // By the narrowest MMA that holds the tile's tokens. Sums do not leave the instance of their width: where instances of several
-// widths meet, their accumulators would have to meet in the same registers. Both layers share an instance: each would have registers of its
-// own for what MMAs read.
+// widths meet, their accumulators would have to meet in the same registers.
 template <uint32_t kWidth>
 __device__ __forceinline__ void finish_width(Consumer& c, const mega_moe::Tile& tile, bool is_l2, bool has_own_sf, uint32_t width) {
     if constexpr (kWidth > config::kMinWidth) {
@@ -2711,13 +2710,14 @@ __device__ __forceinline__ void load_blocks(const mega_moe::Context& ctx, const 
             if constexpr (config::kNumPasses == 1) {
                 ptx::cp_async_bulk(stage, source, config::kWeightStageBytes, full, policy);
             } else {
-                // A pass takes one of each warpgroup's two 64-row tiles: its codes, and the scale factors behind all codes.
+                // A pass takes one of each warpgroup's two 64-row tiles: its codes, and the scale factors behind all codes. They stay in L2:
+                // an expert that needs wide tiles has several.
                 constexpr uint32_t kCodes = config::kStageCodeBytes / 2, kScales = config::kStageScaleBytes / 2;
 #pragma unroll
                 for (uint32_t warpgroup = 0; warpgroup < 2; ++warpgroup) {
                     const uint32_t m64 = 2 * warpgroup + pass;
-                    ptx::cp_async_bulk(stage + warpgroup * kCodes, source + m64 * kCodes, kCodes, full, policy);
-                    ptx::cp_async_bulk(stage + 2 * kCodes + warpgroup * kScales, source + 4 * kCodes + m64 * kScales, kScales, full, policy);
+                    ptx::cp_async_bulk(stage + warpgroup * kCodes, source + m64 * kCodes, kCodes, full);
+                    ptx::cp_async_bulk(stage + 2 * kCodes + warpgroup * kScales, source + 4 * kCodes + m64 * kScales, kScales, full);
                 }
             }
         }
