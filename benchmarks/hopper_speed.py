@@ -52,7 +52,7 @@ class Run:
         self.rows: list[Measurement] = [row for row in before if row.run == self.stamp]
         self._kept = [row for row in before if row.run != self.stamp]
         if options.keep and not options.resume:
-            self._kept = _rows_of(RESULTS)
+            self._kept = _rows_of(options.out) or _rows_of(RESULTS)
         self.conditions: dict[str, str] = {}
         self.bf16_ops_per_s = 0.0
 

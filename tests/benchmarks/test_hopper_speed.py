@@ -187,6 +187,17 @@ def make_run(tmp_path: Path, kinds: Sequence[Kind], *options: str, start: float 
     return run
 
 
+def test_a_run_that_keeps_adds_to_the_record_of_its_folder(tmp_path: Path) -> None:
+    first = make_run(tmp_path, [])
+    first.rows.append(row("fp8_nvfp4", 97.3, tokens=8))
+    first.save()
+    second = make_run(tmp_path, [], "--keep")
+    second.rows.append(row("fp8_nvfp4", 122.8, tokens=64))
+    second.save()
+    times = {line["num_tokens"]: line["us"] for line in load(tmp_path / "hopper_speed.json").rows}
+    assert times == {8: 97.3, 64: 122.8}
+
+
 def test_a_run_records_everybody(tmp_path: Path) -> None:
     kinds = [
         kind_of("fp8_nvfp4", lambda: Exact),

@@ -45,7 +45,7 @@ def small(recipe: str, hidden: int = 256, intermediate: int = 256, num_experts: 
 @pytest.mark.parametrize("recipe", BOUNDS)
 @pytest.mark.parametrize(
     ("num_tokens", "hidden", "intermediate", "num_experts", "num_topk"),
-    [(0, 256, 256, 1, 1), (1, 256, 256, 1, 1), (7, 384, 416, 6, 2), (33, 288, 128, 12, 4)],
+    [(0, 256, 256, 1, 1), (1, 256, 256, 1, 1), (7, 384, 416, 6, 2), (9, 320, 192, 4, 3), (33, 288, 128, 12, 4)],
 )
 def test_agrees_with_the_oracle(
     open_device: Open,

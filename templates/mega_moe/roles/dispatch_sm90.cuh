@@ -41,7 +41,8 @@ struct Piece {
 __device__ __forceinline__ void load_values(const uint8_t* x_row, uint32_t vector, Piece& piece) {
     constexpr uint32_t kWords = kRun / 2, kAll = 4 * kWords;
     const uint32_t first = vector * kVector / 64 * 64 + vector % (64 / kVector) * kRun;
-    if (reinterpret_cast<uint64_t>(x_row) % (kRun * 2) == 0 && (config::kHidden % 64 == 0 || first + 48 + kRun <= config::kHidden)) {
+    constexpr bool kIsPadded = config::kTokenRowBytes != config::kHidden * config::kActBytes;  // K of a row ends after the token
+    if (reinterpret_cast<uint64_t>(x_row) % (kRun * 2) == 0 && (!kIsPadded || first + 48 + kRun <= config::kHidden)) {
 #pragma unroll
         for (uint32_t t = 0; t < 4; ++t) {
             const uint8_t* run = x_row + (first + 16 * t) * 2;
