@@ -39,7 +39,7 @@ _MAX_STAGES = 8
 _QUEUE_TILES = 4  # tiles between their scheduler and the others
 _FIRST_DISPATCH_THREAD = 96  # the warps of the loaders and of their tiles do not wait for tokens
 _MOST_CHUNK_TOKENS = 32
-# Copies of the decoding table: of 16, each lane of a half-warp has one in banks of its own. Fewer cost less than a stage.
+# Copies of the decoding table: of 16, each lane of a half-warp has one in banks of its own. Fewer may save a stage.
 _TABLE_COPIES = (16, 8, 4)
 _WIDEST_OF_FOUR_BLOCKS = 24576  # hidden up to which staging needs no more than 64 registers
 
@@ -341,7 +341,8 @@ class Sm90Config:
 
         The loader's thread takes 100 clocks a box, so wide tiles have few.
         """
-        return next(rows for rows in (64, 32, 24, 16, 8) if self.block_n % rows == 0 and rows <= max(32, self.block_n // 2))
+        widest = max(32, self.block_n // 2)
+        return next(rows for rows in (64, 32, 24, 16, 8) if self.block_n % rows == 0 and rows <= widest)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,7 +46,8 @@ extern "C" __global__ void __launch_bounds__(config::kNumThreads, 1)
     uint32_t l1_expert = 0, l2_expert = 0;
     const mega_moe::Scheduler scheduler{schedule};
     scheduler.for_each_tile([&](bool is_l2, uint32_t i) {
-        const mega_moe::Tile tile = is_l2 ? scheduler.tile_at<true>(i, l2_expert) : scheduler.tile_at<false>(i, l1_expert);
+        const mega_moe::Tile tile =
+            is_l2 ? scheduler.tile_at<true>(i, l2_expert) : scheduler.tile_at<false>(i, l1_expert);
         uint32_t* out = visits + (blockIdx.x * MOST_TILES + n++) * 7;
         out[0] = is_l2, out[1] = tile.expert, out[2] = tile.m_tile, out[3] = tile.token_tile;
         out[4] = tile.num_rows, out[5] = tile.pool_row, out[6] = tile.width;
