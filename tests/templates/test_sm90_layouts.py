@@ -163,7 +163,7 @@ def test_wait_codes_have_words() -> None:
     codes = enumerators("WaitFor", "comm/wait.cuh")
     assert list(codes.values()) == list(WAITS) == list(range(1, len(WAITS) + 1))
     # Which words belong to which code: a word of the enumerator's name stands in each, except where MMAs are meant.
-    words = ("stage", "stage", "list", "L1", "L2", None, "accum", "dispatch", "ring")
+    words = ("stage", "stage", "list", "L1", "L2", None, "accum", "dispatch", "ring", "tile", "place")
     for (name, code), word in zip(codes.items(), words, strict=True):
         if word is not None:
             assert word.lower() in name.lower()
