@@ -18,7 +18,7 @@ static_assert(config::kStageCodeBytes == config::kPassM / 64 * kUnitsPerStage * 
 static_assert(config::kStageScaleBytes == config::kPassM / 64 * kUnitsPerStage * kUnitScaleBytes);
 
 // Row b of the table: E4M3 of {0, .5, 1, 1.5, 2, 3, 4, 6} x b / 8, b read as UE4M3, made by the hardware's own conversion. A row
-// has a copy for each lane of a half-warp, in banks of its own: one copy for all would cost three accesses for one.
+// has several copies, in banks of their own: a half-warp's lanes read it at once, and one copy for all would cost three accesses for one.
 constexpr uint32_t kTableRowBytes = config::kTableCopies * 8;
 
 __device__ __forceinline__ void fill_decode_table(uint2* table) {
